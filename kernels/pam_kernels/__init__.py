@@ -1,0 +1,9 @@
+"""The two operators of path-adaptive matting: large-kernel depthwise convolution and the connect layer.
+
+Needs torch only. Today both run the PyTorch reference; hand-written kernels will slip in behind the same names.
+"""
+
+from .connect import Connect as Connect
+from .connect import connect as connect
+from .depthwise import DepthwiseConv2d as DepthwiseConv2d
+from .depthwise import depthwise_conv2d as depthwise_conv2d

@@ -1,0 +1,1 @@
+"""Path-adaptive matting."""

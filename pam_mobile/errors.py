@@ -1,0 +1,50 @@
+"""What can go wrong, and the exit code the command line gives for it. A message says what and where; a hint says what to do next."""
+
+from __future__ import annotations
+
+
+class PamError(Exception):
+    """Base of the errors that a user is expected to meet; `code` is the process exit code."""
+
+    code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(PamError):
+    """The command line or an argument makes no sense."""
+
+    code = 2
+
+
+class InputError(PamError):
+    """A file or a configuration that was given cannot be used."""
+
+    code = 3
+
+
+class SetupError(PamError):
+    """An optional dependency is missing, or the output cannot be written."""
+
+    code = 4
+
+
+class IntegrityError(PamError):
+    """A hash or a parity gate failed: the file is not what it says it is."""
+
+    code = 5
+
+
+class BudgetError(PamError):
+    """The budget is below the cheapest path."""
+
+    code = 6
+
+
+class PartialFailureError(PamError):
+    """Some files of a batch failed, or training stopped on a non-finite loss."""
+
+    code = 7

@@ -1,0 +1,22 @@
+"""The regular layers of the low levels."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, batch norm, ReLU; same padding. Batch norm folds into the convolution at export."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(),
+        )
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Bilinear x2. By scale factor and not by size: exporters keep it whole."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

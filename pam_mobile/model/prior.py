@@ -1,0 +1,156 @@
+"""The local-Gaussian colour prior: a matte from colour statistics alone, without learning.
+
+Foreground and background colours near a pixel are modelled as Gaussians whose moments are filled in from the known pixels by
+a push-pull pyramid; alpha is the projection on the line between their means (linear discriminant analysis). Pixels that come
+out confident join the known ones, and the estimate is repeated. The linear model is smooth, so it is found at reduced
+resolution and applied at full resolution, as the fast guided filter does.
+
+Written for exporters: fixed-weight pointwise convolutions, average pooling, bilinear upsampling and arithmetic only. Single
+channels are never sliced; small fixed matrices pick them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .presets import PRIOR_STRIDE
+
+EPS_WEIGHT = 1e-4
+EPS_COVARIANCE = 0.004
+EPS_DISTANCE = 0.1
+CONFIDENT = 0.7
+MAX_LEVELS = 9
+
+# Symmetric 3x3 matrices are stored as (rr, gg, bb, rg, rb, gb), so that the diagonal is one slice.
+MATRIX_OF_PACKED = ((0, 3, 4), (3, 1, 5), (4, 5, 2))
+
+
+def _pick(rows: tuple[int, ...], channels: int) -> Tensor:
+    """(len(rows), channels, 1, 1) weights of a pointwise convolution that copies the channels `rows`."""
+    return torch.eye(channels)[list(rows)][:, :, None, None].contiguous()
+
+
+class ColourPrior(nn.Module):
+    """alpha of pass 1, alpha of pass 2, and how well the two colour models separate.
+
+    image: (N, 3, H, W) sRGB in [0, 1]; fg, bg: (N, 1, H, W) 1 where the trimap is known foreground / background; H and W
+    multiples of the stride. Returns (N, 3, H, W) in [0, 1]. Computes in float32 whatever autocast says: the 3x3 inverse needs it.
+    """
+
+    square_left: Tensor
+    square_right: Tensor
+    minor_a: Tensor
+    minor_b: Tensor
+    minor_c: Tensor
+    minor_d: Tensor
+    first_row: Tensor
+    adjugate: Tensor
+    tile: Tensor
+    row_sum: Tensor
+    total: Tensor
+
+    def __init__(self, stride: int = PRIOR_STRIDE) -> None:
+        super().__init__()
+        self.stride = stride
+        adjugate_columns = tuple(MATRIX_OF_PACKED[row][column] for row in range(3) for column in range(3))
+        self._fixed("square_left", _pick((0, 1, 2, 0, 0, 1), 3))
+        self._fixed("square_right", _pick((0, 1, 2, 1, 2, 2), 3))
+        # Cofactors in packed order: (eI, aI, aE, cf, bf, bc) - (ff, cc, bb, bI, cE, af) with packed (a, E, I, b, c, f).
+        self._fixed("minor_a", _pick((1, 0, 0, 4, 3, 3), 6))
+        self._fixed("minor_b", _pick((2, 2, 1, 5, 5, 4), 6))
+        self._fixed("minor_c", _pick((5, 4, 3, 3, 4, 0), 6))
+        self._fixed("minor_d", _pick((5, 4, 3, 2, 1, 5), 6))
+        self._fixed("first_row", torch.tensor([1.0, 0, 0, 1, 1, 0])[None, :, None, None])
+        self._fixed("adjugate", _pick(adjugate_columns, 6))
+        self._fixed("tile", _pick((0, 1, 2) * 3, 3))
+        self._fixed("row_sum", torch.eye(3).repeat_interleave(3, 1)[:, :, None, None])
+        self._fixed("total", torch.ones(1, 3, 1, 1))
+
+    def _fixed(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
+
+    def forward(self, image: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
+        device = image.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._estimate(image.float(), fg.float(), bg.float())
+        return self._estimate(image, fg, bg)
+
+    def _estimate(self, image: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
+        x = (image - 0.5) * 4
+        unknown = 1 - fg - bg
+        moments = torch.cat([x, self._square(x)], 1)
+        first, separable = self._project(x, moments, fg, bg)
+        first = first * unknown + fg
+        trust = separable * unknown * 0.5
+        fg_grown = fg + trust * ((first - CONFIDENT) / (1 - CONFIDENT)).clamp(0.0, 1.0)
+        bg_grown = bg + trust * ((1 - CONFIDENT - first) / (1 - CONFIDENT)).clamp(0.0, 1.0)
+        second, separable = self._project(x, moments, fg_grown, bg_grown)
+        return torch.cat([first, second * unknown + fg, separable], 1)
+
+    def _project(self, x: Tensor, moments: Tensor, w_fg: Tensor, w_bg: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and separability (N, 1, H, W) each, from moments (N, 9, H, W) and weights (N, 1, H, W)."""
+        coarse = self._colour_line(moments, w_fg, w_bg)
+        if self.stride > 1:
+            coarse = F.interpolate(coarse, scale_factor=float(self.stride), mode="bilinear")
+        direction, offset, distance = coarse[:, 0:3], coarse[:, 3:4], coarse[:, 4:5]
+        alpha = (F.conv2d(x * direction, self.total) - offset) / (distance + EPS_DISTANCE)
+        return alpha.clamp(0.0, 1.0), distance / (distance + 4)
+
+    def _colour_line(self, moments: Tensor, w_fg: Tensor, w_bg: Tensor) -> Tensor:
+        """(N, 5, H / stride, W / stride): v = S^-1 (m_f - m_b), m_b . v, and the squared distance (m_f - m_b) . v."""
+        mean_fg, cov_fg = self._gaussian(moments, w_fg)
+        mean_bg, cov_bg = self._gaussian(moments, w_bg)
+        cov = (cov_fg + cov_bg) * 0.5
+        cov = torch.cat([cov[:, 0:3].clamp(min=0.0) + EPS_COVARIANCE, cov[:, 3:6]], 1)
+        plus = F.conv2d(cov, self.minor_a) * F.conv2d(cov, self.minor_b)
+        minus = F.conv2d(cov, self.minor_c) * F.conv2d(cov, self.minor_d)
+        cofactors = plus - minus
+        det = F.conv2d(cov * cofactors, self.first_row).clamp(min=EPS_COVARIANCE**3)
+        gap = mean_fg - mean_bg
+        direction = F.conv2d(F.conv2d(cofactors, self.adjugate) * F.conv2d(gap, self.tile), self.row_sum) / det
+        return torch.cat([direction, F.conv2d(mean_bg * direction, self.total), F.conv2d(gap * direction, self.total)], 1)
+
+    def _gaussian(self, moments: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (N, 3, h, w) and packed covariance (N, 6, h, w) of the weighted colours, defined everywhere."""
+        w = pool(weight, self.stride)
+        scale = saturate(w)
+        filled = push_pull(pool(moments * weight, self.stride) * scale, w * scale)
+        mean = filled[:, 0:3]
+        return mean, filled[:, 3:9] - self._square(mean)
+
+    def _square(self, x: Tensor) -> Tensor:
+        """Packed products (N, 6, H, W) of the three channels."""
+        return F.conv2d(x, self.square_left) * F.conv2d(x, self.square_right)
+
+
+def pool(x: Tensor, size: int) -> Tensor:
+    return x if size == 1 else F.avg_pool2d(x, size, size, 0, False, False)
+
+
+def saturate(weight: Tensor) -> Tensor:
+    """Factor that makes a half-covered cell count in full."""
+    return (2 * weight).clamp(max=1.0) / (weight + 1e-6)
+
+
+def push_pull(values: Tensor, weight: Tensor) -> Tensor:
+    """Fill in `values` (N, C, h, w), already multiplied by `weight` (N, 1, h, w) in [0, 1], where the weight is small."""
+    mean = values.mean((2, 3), keepdim=True) / (weight.mean((2, 3), keepdim=True) + 1e-6)
+    levels = [(values, weight)]
+    while len(levels) <= MAX_LEVELS and min(values.shape[2:]) > 2:
+        odd = (0, values.shape[3] % 2, 0, values.shape[2] % 2)
+        if any(odd):
+            values, weight = F.pad(values, odd), F.pad(weight, odd)
+        values, weight = pool(values, 2), pool(weight, 2)
+        scale = saturate(weight)
+        values, weight = values * scale, weight * scale
+        levels.append((values, weight))
+    out = (values + EPS_WEIGHT * mean) / (weight + EPS_WEIGHT)
+    for values, weight in reversed(levels[:-1]):
+        out = F.interpolate(out, scale_factor=2.0, mode="bilinear")
+        if out.shape != values.shape:
+            out = out[:, :, : values.shape[2], : values.shape[3]]
+        out = values + (1 - weight) * out
+    return out

@@ -1,0 +1,60 @@
+"""The selection layer of a unit: channel attention for the features, and a score for the decision (PAM, equation 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..cost import CostTable
+from .presets import EMBEDDING, Preset
+
+
+class ChannelAttention(nn.Module):
+    """x * sigmoid(MLP(mean(x))). Part of every path.  x: (N, c, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, channels // 4, 1)
+        self.act = nn.ReLU()
+        self.excite = nn.Conv2d(channels // 4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.mean((2, 3), keepdim=True)
+        return x * self.excite(self.act(self.squeeze(pooled))).sigmoid()
+
+
+class SelectionHead(nn.Module):
+    """Logits (bypass, run) of one unit from its features and the embedded budget."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.semantics = nn.Linear(channels, channels)
+        self.hidden = nn.Linear(channels + EMBEDDING, channels // 2)
+        self.logits = nn.Linear(channels // 2, 2)
+
+    def forward(self, x: Tensor, budget: Tensor) -> Tensor:
+        """x: (N, c, H, W) features; budget: (N, 64) embedding. Returns (N, 2)."""
+        semantics = self.semantics(x.mean((2, 3))).relu()
+        return self.logits(self.hidden(torch.cat([semantics, budget], 1)).relu())
+
+
+class BudgetEmbedding(nn.Module):
+    """One learned row per budget step between the smallest and the largest path; in between, interpolated.
+
+    Budgets at other input sizes are scaled to the preset's reference size by the number of pixels.
+    """
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        table = CostTable.of(preset, preset.reference, preset.reference)
+        self.step = preset.budget_step
+        self.first = -(-table.smallest // self.step)
+        self.reference = table.smallest
+        self.rows = nn.Embedding(-(-table.largest // self.step) - self.first + 1, EMBEDDING)
+
+    def forward(self, macs: int, table: CostTable) -> Tensor:
+        """macs: the budget at the size of `table`. Returns (1, 64)."""
+        position = macs * self.reference / table.smallest / self.step - self.first
+        position = min(max(position, 0.0), self.rows.num_embeddings - 1.0)
+        low = min(int(position), self.rows.num_embeddings - 2)
+        return torch.lerp(self.rows.weight[low], self.rows.weight[low + 1], position - low)[None]

@@ -1,0 +1,40 @@
+"""A unit: what the network may run or bypass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pam_kernels import Connect
+from torch import Tensor, nn
+
+from .block import DepthwiseBlock
+from .presets import UnitSpec
+from .selection import ChannelAttention, SelectionHead
+
+
+class Unit(nn.Module):
+    """Channel attention, then either the depthwise blocks (run) or the connect layer (bypass)."""
+
+    def __init__(self, spec: UnitSpec, kernel: int) -> None:
+        super().__init__()
+        self.attention = ChannelAttention(spec.channels)
+        self.head = SelectionHead(spec.channels)
+        self.blocks = nn.Sequential(*(DepthwiseBlock(spec.channels, kernel) for _ in range(spec.blocks)))
+        self.connect = Connect(spec.channels)
+
+    def forward(self, x: Tensor, run: Sequence[bool]) -> Tensor:
+        """x: (N, c, H, W); run: one decision for the batch, or one per image."""
+        x = self.attention(x)
+        if all(run):
+            return self.blocks(x)
+        if not any(run):
+            return self.connect(x)
+        mask = torch.tensor(list(run), device=x.device)
+        ran, bypassed = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+        branches = torch.cat([self.blocks(x[ran]), self.connect(x[bypassed])])
+        return branches[torch.cat([ran, bypassed]).argsort()]
+
+    def branch(self, run: bool) -> nn.Sequential:
+        """The plain module that is left when the decision is fixed; shares the parameters."""
+        return nn.Sequential(self.attention, self.blocks if run else self.connect)
