@@ -31,7 +31,9 @@ class Budget:
             return text
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([MGT%])\s*", text)
         if not match or not Fraction(match[1]):
-            raise UsageError(f"budget {text!r} is not understood", "write GMACs like 4.5G or a share of the largest path like 80%")
+            raise UsageError(
+                f"budget {text!r} is not understood", "write GMACs like 4.5G or a share of the largest path like 80%"
+            )
         number, unit = Fraction(match[1]), match[2]
         return cls(number / 100, True) if unit == "%" else cls(number * UNITS[unit], False)
 

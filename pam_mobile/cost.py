@@ -128,7 +128,9 @@ def _table(preset: Preset, height: int, width: int) -> CostTable:
     base = conv_macs(3, inputs, stem, pixels[1])
     entry = zip((2, 4, 8, 16, 32), (stem, c2, c4, c8, c16), preset.channels, strict=True)
     base += sum(conv_macs(3, c_in, c_out, pixels[stride]) for stride, c_in, c_out in entry)
-    base += sum(n * conv_macs(3, c, c, pixels[s]) for s, c, n in zip((2, 4), (c2, c4), preset.encoder_convs, strict=True))
+    base += sum(
+        n * conv_macs(3, c, c, pixels[s]) for s, c, n in zip((2, 4), (c2, c4), preset.encoder_convs, strict=True)
+    )
     base += preset.ppm * ppm_macs(c32, pixels[32])
     base += conv_macs(1, c32 + c16, c16, pixels[16]) + conv_macs(1, c16 + c8, c8, pixels[8])
     base += conv_macs(1, c8 + c4, c4, pixels[4]) + conv_macs(3, c4 + c2, d2, pixels[2])

@@ -42,7 +42,9 @@ def atomic_path(path: FilePath) -> Iterator[FilePath]:
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        raise SetupError(f"cannot write {path}: {error.strerror or error}", "free space or choose another folder") from error
+        raise SetupError(
+            f"cannot write {path}: {error.strerror or error}", "free space or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

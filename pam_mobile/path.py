@@ -24,7 +24,9 @@ class Path:
     def parse(cls, text: str) -> Path:
         """Path of its text form, for example `1101100111` (1 = run). Raises UsageError for other characters."""
         if not text or set(text) - {"0", "1"}:
-            raise UsageError(f"path {text!r} is not a row of 0 and 1", "write one digit per unit: 1 runs it, 0 bypasses it")
+            raise UsageError(
+                f"path {text!r} is not a row of 0 and 1", "write one digit per unit: 1 runs it, 0 bypasses it"
+            )
         return cls(tuple(digit == "1" for digit in text))
 
     @classmethod

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pam_kernels import DepthwiseConv2d
 from torch import Tensor, nn
+
+from pam_kernels import DepthwiseConv2d
 
 
 class DepthwiseBlock(nn.Module):

@@ -111,7 +111,9 @@ class ColourPrior(nn.Module):
         det = F.conv2d(cov * cofactors, self.first_row).clamp(min=EPS_COVARIANCE**3)
         gap = mean_fg - mean_bg
         direction = F.conv2d(F.conv2d(cofactors, self.adjugate) * F.conv2d(gap, self.tile), self.row_sum) / det
-        return torch.cat([direction, F.conv2d(mean_bg * direction, self.total), F.conv2d(gap * direction, self.total)], 1)
+        return torch.cat(
+            [direction, F.conv2d(mean_bg * direction, self.total), F.conv2d(gap * direction, self.total)], 1
+        )
 
     def _gaussian(self, moments: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (N, 3, h, w) and packed covariance (N, 6, h, w) of the weighted colours, defined everywhere."""

@@ -77,9 +77,13 @@ class Supernet(nn.Module):
 
 def _check_size(image: Tensor, trimap: Tensor) -> None:
     if image.dim() != 4 or image.shape[1] != 3 or image.shape[2] % MAX_STRIDE or image.shape[3] % MAX_STRIDE:
-        raise ValueError(f"image must be (N, 3, H, W) with H and W multiples of {MAX_STRIDE}, image.shape = {tuple(image.shape)}")
+        raise ValueError(
+            f"image must be (N, 3, H, W) with H and W multiples of {MAX_STRIDE}, image.shape = {tuple(image.shape)}"
+        )
     if trimap.shape != (image.shape[0], 1, *image.shape[2:]):
-        raise ValueError(f"trimap must be (N, 1, H, W) like image {tuple(image.shape)}, trimap.shape = {tuple(trimap.shape)}")
+        raise ValueError(
+            f"trimap must be (N, 1, H, W) like image {tuple(image.shape)}, trimap.shape = {tuple(trimap.shape)}"
+        )
 
 
 def _initialise(module: nn.Module) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pam_kernels import Connect
 from torch import Tensor, nn
+
+from pam_kernels import Connect
 
 from .block import DepthwiseBlock
 from .presets import UnitSpec

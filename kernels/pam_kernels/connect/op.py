@@ -20,7 +20,9 @@ def connect(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activatio
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, activation = {activation!r}")
     hidden, channels = w1.shape
     if w2.shape != (channels, hidden) or b1.shape != (hidden,) or b2.shape != (channels,):
-        raise ValueError(f"w1 {tuple(w1.shape)}, b1 {tuple(b1.shape)}, w2 {tuple(w2.shape)}, b2 {tuple(b2.shape)} do not fit")
+        raise ValueError(
+            f"w1 {tuple(w1.shape)}, b1 {tuple(b1.shape)}, w2 {tuple(w2.shape)}, b2 {tuple(b2.shape)} do not fit"
+        )
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"x must be (N, {channels}, H, W) to fit w1, x.shape = {tuple(x.shape)}")
     return connect_reference(x, w1, b1, w2, b2, activation)

@@ -17,7 +17,9 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
     """
     channels, one, k, k2 = weight.shape
     if one != 1 or k != k2 or k % 2 == 0 or not 3 <= k <= MAX_KERNEL:
-        raise ValueError(f"weight must be (C, 1, k, k) with odd k in 3..{MAX_KERNEL}, weight.shape = {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must be (C, 1, k, k) with odd k in 3..{MAX_KERNEL}, weight.shape = {tuple(weight.shape)}"
+        )
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"x must be (N, {channels}, H, W) to fit weight, x.shape = {tuple(x.shape)}")
     if stride not in (1, 2):

@@ -1,0 +1,134 @@
+"""Configuration of a training run: frozen dataclasses, read from and written to YAML, every field checked by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path as FilePath
+from typing import Any
+
+import yaml
+from cattrs import Converter, transform_error
+from cattrs.errors import ClassValidationError
+
+from .errors import InputError, UsageError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage."""
+
+    steps: int
+    learning_rate: float
+    """Peak of the cosine schedule, for the batch sizes of `crops`."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop size, how many of them form a batch, and in which share of the steps."""
+
+    size: int
+    batch: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Data:
+    """Procedural patches, or folders of the user's own images."""
+
+    patches: int = 600
+    """Procedural foregrounds in the bank (patches of `size` pixels, 512 kB each at 320)."""
+    backgrounds: int = 300
+    size: int = 320
+    foreground_folder: str = ""
+    alpha_folder: str = ""
+    """Empty: the foregrounds carry their alpha as a fourth channel."""
+    background_folder: str = ""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a training run computes."""
+
+    preset: str = "tiny"
+    prior: bool = True
+    """Start from the local-Gaussian colour prior."""
+    stages: tuple[int, ...] = (1, 2)
+    stage1: Stage = Stage(steps=6000, learning_rate=2e-3)
+    stage2: Stage = Stage(steps=4000, learning_rate=1e-3)
+    crops: tuple[Crop, ...] = (Crop(160, 16, 0.8), Crop(256, 8, 0.2))
+    data: Data = field(default_factory=Data)
+    seed: int = 0
+    precision: str = "auto"
+    """`auto`, `fp32` or `bf16`: auto takes bf16 where the device computes in it natively."""
+    weight_decay: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int = 50
+    """Steps in which the learning rate rises."""
+    clip: float = 1.0
+    """Bound on the gradient norm."""
+    ema: float = 0.997
+    """Decay of the averaged weights per step; they are what is kept."""
+    validate_every: int = 500
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise UsageError(f"precision={self.precision!r} is not known", "use auto, fp32 or bf16")
+        unknown = set(self.stages) - {1, 2}
+        if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
+            raise UsageError(
+                f"stages={','.join(map(str, self.stages))} cannot be run",
+                "stages are 1 (whole network) and 2 (random paths), in this order; 3 (path learning) does not exist yet",
+            )
+
+
+_converter = Converter(forbid_extra_keys=True)
+
+
+def from_dict(values: dict[str, Any], source: str) -> TrainConfig:
+    """TrainConfig of nested plain values. Raises InputError naming every fault and where it is."""
+    try:
+        return _converter.structure(values, TrainConfig)
+    except ClassValidationError as error:
+        raise InputError(f"{source}: {'; '.join(transform_error(error))}", "see `pam-mobile train --help`") from error
+
+
+def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
+    """The config with `a.b=value` assignments applied; values are YAML. Raises UsageError for an unknown name."""
+    values = asdict(config)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        *parents, leaf = name.split(".")
+        target = values
+        for key in parents:
+            target = target.get(key, {})
+        if not equals or not isinstance(target, dict) or leaf not in target:
+            close = get_close_matches(name, list(_names(values)), 1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(_names(values))}"
+            raise UsageError(f"--set {assignment}: {name!r} is not a setting", hint)
+        target[leaf] = yaml.safe_load(text)
+    return from_dict(values, "--set")
+
+
+def load(path: FilePath) -> TrainConfig:
+    """Read a YAML file. Raises InputError naming the file and every fault in it."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {error}", "write a YAML file with the settings of TrainConfig") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a table of settings", "write a YAML file with the settings of TrainConfig")
+    return from_dict(values, str(path))
+
+
+def to_yaml(config: TrainConfig) -> str:
+    return yaml.safe_dump(_converter.unstructure(config), sort_keys=False)
+
+
+def _names(values: dict[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key, value in values.items():
+        names += _names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return names

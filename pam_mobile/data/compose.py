@@ -1,0 +1,109 @@
+"""Composition of training batches from a bank: warp, colour, compose, degrade, trimap. All on the training device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from .augment import colour_jitter, degrade, gaussian_blur, random_affine, uniform, warp
+from .bank import Bank
+from .patch import DISTANCE_ZERO
+
+CANDIDATES = 24
+"""Random points tried per patch when looking for one inside the matte's soft region."""
+MIN_CONTRAST = 25 / 255
+"""Mean distance of foreground and background colour inside the unknown region, below which a matte cannot be told."""
+
+
+class Batch(NamedTuple):
+    """Composites and what they were made of. Images (N, 3, H, W) sRGB in [0, 1]."""
+
+    image: Tensor
+    trimap: Tensor
+    """(N, 1, H, W) with 0, 0.5 and 1; every pixel with 0 < alpha < 1 is 0.5."""
+    alpha: Tensor
+    """(N, 1, H, W) in [0, 1]."""
+    foreground: Tensor
+    background: Tensor
+
+
+@dataclass(frozen=True)
+class Composer:
+    """How batches are composed."""
+
+    scale: tuple[float, float] = (0.6, 1.4)
+    """Source pixels per output pixel."""
+    trimap_radius: tuple[float, float] = (1.0, 0.07)
+    """Smallest width of the unknown band beyond the soft pixels in pixels, and largest as a share of the crop."""
+    second: float = 0.3
+    """Share of composites with two foregrounds."""
+    hard: float = 0.15
+    """Share of low-contrast composites that stay."""
+
+    def __call__(self, bank: Bank, batch: int, crop: int, rng: Generator) -> Batch:
+        """A batch of `batch` composites of `crop` x `crop` pixels, determined by the generator's state."""
+        foreground, alpha, depth = self._foregrounds(bank, batch, crop, rng)
+        trimap = self._trimap(alpha, depth, crop, rng)
+        background = self._backgrounds(bank, batch, crop, rng)
+        background = self._raise_contrast(foreground, background, trimap, rng)
+        image = degrade(alpha * foreground + (1 - alpha) * background, rng)
+        return Batch(image, trimap, alpha, foreground, background)
+
+    def _foregrounds(self, bank: Bank, batch: int, crop: int, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Foreground (N, 3, ...), alpha (N, 1, ...) and depth (N, 1, ...), the signed distance in output pixels."""
+        index = torch.randint(len(bank.patches), (batch,), generator=rng)
+        patches = bank.patches[index.to(bank.patches.device)].float()
+        matrix = random_affine(batch, self.scale, rng)
+        planes = warp(patches, matrix, soft_point(patches[:, 4], rng), crop)
+        foreground = colour_jitter(planes[:, 0:3] / 255, 1.0, rng)
+        alpha = planes[:, 3:4] / 255
+        depth = (planes[:, 4:5] - DISTANCE_ZERO) / matrix.det().abs().sqrt().to(planes)[:, None, None, None]
+        two = (torch.rand((batch, 1, 1, 1), generator=rng) < self.second).to(alpha.device)
+        return _put_over(foreground, alpha, depth, two)
+
+    def _backgrounds(self, bank: Bank, batch: int, crop: int, rng: Generator) -> Tensor:
+        index = torch.randint(len(bank.backgrounds), (batch,), generator=rng)
+        source = bank.backgrounds[index.to(bank.backgrounds.device)].float() / 255
+        centre = uniform((batch, 2), 0, source.shape[-1], rng)
+        background = colour_jitter(warp(source, random_affine(batch, self.scale, rng), centre, crop), 0.7, rng)
+        out_of_focus = uniform((batch,), 0, 4, rng) * (torch.rand(batch, generator=rng) < 0.4)
+        return gaussian_blur(background, out_of_focus, 8)
+
+    def _trimap(self, alpha: Tensor, depth: Tensor, crop: int, rng: Generator) -> Tensor:
+        low, high = self.trimap_radius
+        width = low + (high * crop - low) * uniform((2, alpha.shape[0], 1, 1, 1), 0, 1, rng).to(alpha) ** 2
+        foreground = (depth > width[0]) & (alpha > 254.5 / 255)
+        background = (depth < -width[1]) & (alpha < 0.5 / 255)
+        return 0.5 + 0.5 * foreground.to(alpha) - 0.5 * background.to(alpha)
+
+    def _raise_contrast(self, foreground: Tensor, background: Tensor, trimap: Tensor, rng: Generator) -> Tensor:
+        """Invert backgrounds that look like their foreground inside the unknown region, but for a few hard ones."""
+        unknown = (trimap == 0.5).to(foreground)
+        distance = (foreground - background).abs().mean(1, keepdim=True)
+        contrast = (distance * unknown).sum((1, 2, 3)) / unknown.sum((1, 2, 3)).clamp(min=1)
+        easy = (torch.rand(len(contrast), generator=rng) >= self.hard).to(contrast.device)
+        return torch.where(((contrast < MIN_CONTRAST) & easy)[:, None, None, None], 1 - background, background)
+
+
+def soft_point(depth: Tensor, rng: Generator) -> Tensor:
+    """A random pixel (x, y) per patch, as near to the soft region as the best of a few random candidates.
+
+    depth: (N, S, S) with 128 inside the soft region. Returns (N, 2).
+    """
+    n, size = depth.shape[0], depth.shape[-1]
+    at = torch.randint(size * size, (n, CANDIDATES), generator=rng).to(depth.device)
+    distance = (depth.flatten(1).gather(1, at) - DISTANCE_ZERO).abs()
+    best = at.gather(1, distance.argmin(1, keepdim=True))[:, 0]
+    return torch.stack([best % size, best // size], 1).float()
+
+
+def _put_over(foreground: Tensor, alpha: Tensor, depth: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where `two`, put each image's foreground over its neighbour's."""
+    behind = alpha.roll(1, 0) * (1 - alpha) * two
+    both = alpha + behind
+    share = (alpha / both.clamp(min=1e-4)).where(both > 1e-4, torch.ones_like(alpha))
+    foreground = foreground * share + foreground.roll(1, 0) * (1 - share)
+    return foreground, both, torch.where(two, torch.maximum(depth, depth.roll(1, 0)), depth)

@@ -1,0 +1,78 @@
+"""The matting loss: L1 and composition loss on unknown pixels, and a Laplacian pyramid loss (PAM, equation 10)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.compose import Batch
+
+PYRAMID_LEVELS = 5
+
+
+class LossWeights(NamedTuple):
+    l1: float = 1.0
+    composition: float = 1.0
+    laplacian: float = 0.25
+
+
+def unknown_mask(trimap: Tensor) -> Tensor:
+    """1 where a trimap (N, 1, H, W) with 0, 0.5, 1 is unknown, 0 elsewhere."""
+    return ((trimap > 0.25) & (trimap < 0.75)).to(trimap)
+
+
+def l1_loss(difference: Tensor, mask: Tensor) -> Tensor:
+    """Mean |difference| over the masked pixels of each image, averaged.  difference, mask: (N, 1, H, W)."""
+    return ((difference.abs() * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) + 1e-8)).mean()
+
+
+def composition_loss(alpha: Tensor, batch: Batch, mask: Tensor) -> Tensor:
+    """Mean |a F + (1 - a) B - I| over the masked pixels, I being the undegraded composite of the true alpha."""
+    true = batch.alpha * batch.foreground + (1 - batch.alpha) * batch.background
+    error = alpha * batch.foreground + (1 - alpha) * batch.background - true
+    return l1_loss(error.abs().sum(1, keepdim=True), mask)
+
+
+def laplacian_loss(difference: Tensor) -> Tensor:
+    """sum_s 2^s mean |Lap_s(difference)|: the Laplacian is linear, so the pyramid of the difference is enough.
+
+    difference: (N, 1, H, W). Five levels, or fewer where the image is too small for another one.
+    """
+    loss = difference.new_zeros(())
+    for level in range(PYRAMID_LEVELS):
+        if min(difference.shape[2:]) < 4:
+            break
+        small = _smooth(difference, 1.0)[:, :, ::2, ::2]
+        loss = loss + 2**level * (difference - _expand(small, difference)).abs().mean()
+        difference = small
+    return loss
+
+
+def matting_loss(alpha: Tensor, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
+    """The parts and their weighted sum `loss`.  alpha: (N, 1, H, W), not clamped."""
+    mask = unknown_mask(batch.trimap)
+    alpha = alpha.float()
+    difference = alpha - batch.alpha
+    parts = {
+        "l1": l1_loss(difference, mask),
+        "composition": composition_loss(alpha, batch, mask),
+        "laplacian": laplacian_loss(difference * mask),
+    }
+    return {"loss": sum((w * p for w, p in zip(weights, parts.values(), strict=True)), torch.zeros(())), **parts}
+
+
+def _smooth(x: Tensor, gain: float) -> Tensor:
+    """Separable 5-tap binomial filter with mirrored border.  x: (N, 1, H, W)."""
+    taps = torch.tensor([1.0, 4, 6, 4, 1], dtype=x.dtype, device=x.device) / 16 * gain**0.5
+    x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="reflect"), taps.view(1, 1, 1, 5))
+    return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), taps.view(1, 1, 5, 1))
+
+
+def _expand(small: Tensor, like: Tensor) -> Tensor:
+    """Upsampled by zero insertion and smoothing with gain 4."""
+    zeros = torch.zeros_like(like)
+    zeros[:, :, ::2, ::2] = small
+    return _smooth(zeros, 4.0)

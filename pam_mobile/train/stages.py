@@ -1,0 +1,36 @@
+"""What a stage trains: which path the network takes at a step.
+
+Stage 3 (path learning: prior, Algorithm 1, distillation) gets its row here when it exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..path import Path, PathSpace
+
+ChoosePath = Callable[[PathSpace, np.random.Generator], Path]
+
+
+class StageRule(NamedTuple):
+    title: str
+    path: ChoosePath
+
+
+def whole_network(space: PathSpace, rng: np.random.Generator) -> Path:
+    """Every unit runs."""
+    return Path.all_run(space.units)
+
+
+def random_path(space: PathSpace, rng: np.random.Generator) -> Path:
+    """Every unit's bit is uniform, one path per step (single path one-shot)."""
+    return space.sample(rng)
+
+
+STAGES = {
+    1: StageRule("stage 1, whole network", whole_network),
+    2: StageRule("stage 2, random paths", random_path),
+}

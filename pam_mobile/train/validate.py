@@ -1,0 +1,112 @@
+"""Held-out composites, the error of a path on them, and the search for the best path per budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ..budget import knapsack
+from ..cost import CostTable
+from ..data.bank import HELD_OUT_SEED, Bank, synthetic_bank
+from ..data.compose import Batch, Composer
+from ..model.supernet import Supernet
+from ..path import Path, PathSpace
+from ..pathtable import MeasuredPath, PathTable
+from ..reporter import Reporter, Silent
+from .losses import unknown_mask
+
+SIZE = 256
+BATCH = 8
+PROPOSALS = 8
+"""Budgets between the smallest and the largest path for which candidates are proposed."""
+RANDOM_PER_BUDGET = 2
+
+SELECTION_SEED = 1
+REPORT_SEED = 2
+"""Paths are chosen on one held-out set and reported on another; neither is ever trained on."""
+
+
+def held_out_bank(patches: int, size: int, reporter: Reporter | None = None) -> Bank:
+    """Procedural mattes and backgrounds that training never sees."""
+    return synthetic_bank(HELD_OUT_SEED, patches, patches, size, reporter)
+
+
+def held_out_composites(bank: Bank, count: int, seed: int, size: int = SIZE) -> list[Batch]:
+    """`count` fixed composites of size x size pixels in batches, determined by the bank and the seed."""
+    rng = Generator().manual_seed(seed)
+    composer = Composer(hard=0.05)
+    return [composer(bank, min(BATCH, count - i), size, rng) for i in range(0, count, BATCH)]
+
+
+def sad_per_image(alpha: Tensor, batch: Batch) -> Tensor:
+    """SAD / 1000 over the unknown pixels of each image, (N,).  alpha: (N, 1, H, W)."""
+    return ((alpha - batch.alpha).abs() * unknown_mask(batch.trimap)).sum((1, 2, 3)) / 1000
+
+
+@torch.inference_mode()
+def mean_sad(supernet: Supernet, batches: Sequence[Batch], path: Path) -> float:
+    """Mean SAD / 1000 over the unknown pixels of held-out composites on one path."""
+    training = supernet.training
+    supernet.eval()
+    scores = torch.cat([sad_per_image(supernet(b.image, b.trimap, path=path), b) for b in batches])
+    supernet.train(training)
+    return float(scores.mean())
+
+
+def half_sad(batches: Sequence[Batch]) -> float:
+    """The same for the answer alpha = 0.5."""
+    return float(torch.cat([sad_per_image(torch.full_like(b.alpha, 0.5), b) for b in batches]).mean())
+
+
+@torch.inference_mode()
+def prior_sad(batches: Sequence[Batch]) -> float:
+    """The same for the colour prior alone."""
+    from ..model.prior import ColourPrior
+
+    prior = ColourPrior()
+    scores = []
+    for batch in batches:
+        fg, bg = (batch.trimap > 0.75).float(), (batch.trimap < 0.25).float()
+        scores.append(sad_per_image(prior(batch.image, fg, bg)[:, 1:2], batch))
+    return float(torch.cat(scores).mean())
+
+
+def search_paths(supernet: Supernet, batches: Sequence[Batch], reporter: Reporter | None = None) -> PathTable:
+    """Measure the paths that are worth running, for budgets from the smallest to the largest.
+
+    What each unit is worth is measured by bypassing it alone in the whole network and by running it alone in the smallest;
+    the exact knapsack over these scores proposes one path per budget, and random paths near the budget compete with it.
+    """
+    reporter = reporter or Silent()
+    preset = supernet.preset
+    table = CostTable.of(preset, preset.reference, preset.reference)
+    space = PathSpace(table)
+    full, none = Path.all_run(space.units), Path.all_bypass(space.units)
+    singles = [p.flip(unit) for p in (full, none) for unit in range(space.units)]
+    measured: dict[Path, float] = {}
+    total = len(singles) + 2 + PROPOSALS * (1 + RANDOM_PER_BUDGET)
+    with reporter.progress("measuring paths on held-out composites", total) as advance:
+
+        def measure(path: Path) -> float:
+            if path not in measured:
+                measured[path] = mean_sad(supernet, batches, path)
+            advance()
+            return measured[path]
+
+        for path in (full, none, *singles):
+            measure(path)
+        worth = [
+            (measured[full.flip(u)] - measured[full] + measured[none] - measured[none.flip(u)]) / 2
+            for u in range(space.units)
+        ]
+        rng = np.random.default_rng(SELECTION_SEED)
+        window = (table.largest - table.smallest) // PROPOSALS
+        for macs in np.linspace(table.smallest, table.largest, PROPOSALS + 2)[1:-1].astype(np.int64).tolist():
+            measure(knapsack(worth, table, macs))
+            near = space.near(macs, window) or [none]
+            for index in rng.integers(len(near), size=RANDOM_PER_BUDGET):
+                measure(near[index])
+    return PathTable(MeasuredPath(path, sad) for path, sad in measured.items())
