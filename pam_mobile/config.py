@@ -117,7 +117,9 @@ def load(path: FilePath) -> TrainConfig:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}: {error}", "write a YAML file with the settings of TrainConfig") from error
+        raise InputError(
+            f"cannot read {path}: {error}", "write a YAML file with the settings of TrainConfig"
+        ) from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a table of settings", "write a YAML file with the settings of TrainConfig")
     return from_dict(values, str(path))

@@ -54,7 +54,9 @@ def synthetic_bank(seed: int, patches: int, backgrounds: int, size: int, reporte
     reporter = reporter or Silent()
     bank = Bank(
         patches=_render(partial(_matte_patch, size), range(seed, seed + patches), "making mattes", reporter),
-        backgrounds=_render(partial(_background, size), range(seed, seed + backgrounds), "making backgrounds", reporter),
+        backgrounds=_render(
+            partial(_background, size), range(seed, seed + backgrounds), "making backgrounds", reporter
+        ),
     )
     with atomic_path(cached) as temporary:
         save_file(vars(bank), temporary)

@@ -14,8 +14,6 @@ from .patch import DISTANCE_ZERO
 
 CANDIDATES = 24
 """Random points tried per patch when looking for one inside the matte's soft region."""
-MIN_CONTRAST = 25 / 255
-"""Mean distance of foreground and background colour inside the unknown region, below which a matte cannot be told."""
 
 
 class Batch(NamedTuple):
@@ -38,10 +36,16 @@ class Composer:
     """Source pixels per output pixel."""
     trimap_radius: tuple[float, float] = (1.0, 0.07)
     """Smallest width of the unknown band beyond the soft pixels in pixels, and largest as a share of the crop."""
-    second: float = 0.3
+    second: float = 0.15
     """Share of composites with two foregrounds."""
-    hard: float = 0.15
-    """Share of low-contrast composites that stay."""
+    contrast: float = 60 / 255
+    """Mean distance of foreground and background colour in the unknown region below which another background is tried."""
+    hard: float = 0.1
+    """Share of low-contrast composites that stay as they are."""
+    foreground_jitter: float = 0.7
+    background_jitter: float = 0.5
+    out_of_focus: float = 0.6
+    """Share of backgrounds that are blurred, as a lens does it."""
 
     def __call__(self, bank: Bank, batch: int, crop: int, rng: Generator) -> Batch:
         """A batch of `batch` composites of `crop` x `crop` pixels, determined by the generator's state."""
@@ -58,7 +62,7 @@ class Composer:
         patches = bank.patches[index.to(bank.patches.device)].float()
         matrix = random_affine(batch, self.scale, rng)
         planes = warp(patches, matrix, soft_point(patches[:, 4], rng), crop)
-        foreground = colour_jitter(planes[:, 0:3] / 255, 1.0, rng)
+        foreground = colour_jitter(planes[:, 0:3] / 255, self.foreground_jitter, rng)
         alpha = planes[:, 3:4] / 255
         depth = (planes[:, 4:5] - DISTANCE_ZERO) / matrix.det().abs().sqrt().to(planes)[:, None, None, None]
         two = (torch.rand((batch, 1, 1, 1), generator=rng) < self.second).to(alpha.device)
@@ -68,9 +72,11 @@ class Composer:
         index = torch.randint(len(bank.backgrounds), (batch,), generator=rng)
         source = bank.backgrounds[index.to(bank.backgrounds.device)].float() / 255
         centre = uniform((batch, 2), 0, source.shape[-1], rng)
-        background = colour_jitter(warp(source, random_affine(batch, self.scale, rng), centre, crop), 0.7, rng)
-        out_of_focus = uniform((batch,), 0, 4, rng) * (torch.rand(batch, generator=rng) < 0.4)
-        return gaussian_blur(background, out_of_focus, 8)
+        background = colour_jitter(
+            warp(source, random_affine(batch, self.scale, rng), centre, crop), self.background_jitter, rng
+        )
+        sigma = uniform((batch,), 0.5, 4, rng) * (torch.rand(batch, generator=rng) < self.out_of_focus)
+        return gaussian_blur(background, sigma, 8)
 
     def _trimap(self, alpha: Tensor, depth: Tensor, crop: int, rng: Generator) -> Tensor:
         low, high = self.trimap_radius
@@ -85,7 +91,7 @@ class Composer:
         distance = (foreground - background).abs().mean(1, keepdim=True)
         contrast = (distance * unknown).sum((1, 2, 3)) / unknown.sum((1, 2, 3)).clamp(min=1)
         easy = (torch.rand(len(contrast), generator=rng) >= self.hard).to(contrast.device)
-        return torch.where(((contrast < MIN_CONTRAST) & easy)[:, None, None, None], 1 - background, background)
+        return torch.where(((contrast < self.contrast) & easy)[:, None, None, None], 1 - background, background)
 
 
 def soft_point(depth: Tensor, rng: Generator) -> Tensor:

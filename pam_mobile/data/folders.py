@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..predict.imageio import read_grey, read_photo
+from ..imageio import read_alpha_channel, read_grey, read_photo
 from ..reporter import Reporter
 from .patch import make_patch
 
@@ -79,21 +79,13 @@ def background_planes(folder: FilePath, count: int, size: int, seed: int, report
 
 def _read_pair(path: FilePath, alpha_path: FilePath) -> tuple[np.ndarray, np.ndarray]:
     foreground = _to_bytes(read_photo(path).pixels)
-    alpha = _to_bytes(_fourth_channel(path) if path == alpha_path else read_grey(alpha_path))
+    alpha = _to_bytes(read_alpha_channel(path) if path == alpha_path else read_grey(alpha_path))
     if alpha.shape != foreground.shape[:2]:
         raise InputError(
             f"{alpha_path} is {alpha.shape[1]}x{alpha.shape[0]}, {path} is {foreground.shape[1]}x{foreground.shape[0]}",
             "an alpha has the size of its foreground",
         )
     return foreground, alpha
-
-
-def _fourth_channel(path: FilePath) -> np.ndarray:
-    """(H, W) float32 in [0, 1]."""
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
-        raise InputError(f"{path} has no alpha channel", "give --alpha DIR with one grey image per foreground")
-    return pixels[..., 3].astype(np.float32) / np.iinfo(pixels.dtype).max
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:

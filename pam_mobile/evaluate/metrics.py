@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ..data.trimap import UNKNOWN, quantise_trimap
-from ..predict.imageio import to_integers
+from ..imageio import to_integers
 
 Normalisation = Literal["mat2gray", "none"]
 Region = Literal["unknown", "whole"]

@@ -23,7 +23,7 @@ from .. import __version__, checkpoint
 from ..config import Stage, TrainConfig, to_yaml
 from ..cost import CostTable
 from ..data.compose import Composer
-from ..errors import InputError, PartialFailureError, SetupError, UsageError
+from ..errors import PartialFailureError, SetupError, UsageError
 from ..files import atomic_path, read_sealed_json, sha256, verify_file, write_bytes, write_sealed_json
 from ..model.presets import preset
 from ..model.supernet import Supernet
@@ -34,13 +34,12 @@ from .log import RunLog
 from .losses import LossWeights, matting_loss
 from .material import load_bank
 from .stages import STAGES
-from .validate import SELECTION_SEED, held_out_bank, held_out_composites, mean_sad, search_paths
+from .validate import BATCH, SELECTION, held_out_bank, held_out_composites, mean_sad, search_paths
 
 CONFIG = "config.yaml"
 STATE = "last"
 WATCHED_COMPOSITES = 16
 SELECTION_COMPOSITES = 24
-HELD_OUT_PATCHES = 64
 
 
 class Trainer:
@@ -75,9 +74,9 @@ class Trainer:
             self.reporter.say(f"{self.out} is trained already")
             return self._folder(done[-1])
         self.bank = load_bank(self.config.data, self.config.seed, self.reporter).to(self.device)
-        held_out = held_out_bank(HELD_OUT_PATCHES, self.config.data.size, self.reporter)
-        self.watched = held_out_composites(held_out.to(self.device), WATCHED_COMPOSITES, SELECTION_SEED)
-        self.selection = held_out_composites(held_out.to(self.device), SELECTION_COMPOSITES, SELECTION_SEED)
+        held_out = held_out_bank(SELECTION, self.reporter).to(self.device)
+        self.selection = held_out_composites(held_out, SELECTION_COMPOSITES, SELECTION)
+        self.watched = self.selection[: WATCHED_COMPOSITES // BATCH]
         for stage in self.config.stages:
             if stage in done:
                 continue
@@ -100,7 +99,9 @@ class Trainer:
         if not resume:
             raise UsageError(f"{self.out} holds a run already", "add --resume to continue it, or choose another --out")
         if existing.read_text() != text:
-            raise UsageError(f"{existing} says other settings than this command", "repeat the command that started the run")
+            raise UsageError(
+                f"{existing} says other settings than this command", "repeat the command that started the run"
+            )
         if not (self.out / STATE / "state.json").exists():
             self.log.truncate(0, 0)
             return None
@@ -157,7 +158,7 @@ class Trainer:
         self.accelerator.clip_grad_norm_(model.parameters(), self.config.clip)
         optimiser.step()
         self._average(step)
-        return crop.batch, {name: float(value) for name, value in losses.items()}
+        return crop.batch, {name: float(value.detach()) for name, value in losses.items()}
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -179,7 +180,10 @@ class Trainer:
         """RAdam; no weight decay on biases and norms."""
         decayed = [p for p in self.supernet.parameters() if p.dim() > 1]
         others = [p for p in self.supernet.parameters() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         return torch.optim.RAdam(groups, lr=plan.learning_rate, betas=self.config.betas, decoupled_weight_decay=True)
 
     def _start_from(self, stage: int) -> None:
@@ -208,10 +212,21 @@ class Trainer:
         """Write the stage's checkpoint: averaged weights, and the measured paths once paths were trained."""
         network = self.averaged()
         paths = search_paths(network, self.selection, self.reporter) if stage > 1 else PathTable([])
-        facts = {"stage": stage, "precision": self.precision, "training": to_yaml(self.config), "licence": "Apache-2.0"}
+        facts = {
+            "stage": stage,
+            "precision": self.precision,
+            "training": to_yaml(self.config),
+            "licence": "Apache-2.0",
+            "data_licence": self._data_licence(),
+        }
         checkpoint.save(self._folder(stage), network.cpu(), paths, facts)
         self.log.plot(self.reporter)
         shutil.rmtree(self.out / STATE, ignore_errors=True)
+
+    def _data_licence(self) -> str:
+        data = self.config.data
+        own = [folder for folder in (data.foreground_folder, data.background_folder) if folder]
+        return f"images of the user in {' and '.join(own)}" if own else "procedural images only"
 
     def _save_state(self, stage: int, step: int, optimiser: Any) -> None:
         """Everything that the next step depends on; the document comes last and names the file's hash."""
@@ -223,7 +238,9 @@ class Trainer:
         with atomic_path(self.out / STATE / name) as temporary:
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
         digest = sha256(self.out / STATE / name)
-        write_sealed_json(self.out / STATE / "state.json", {"stage": stage, "step": step, "file": name, "sha256": digest})
+        write_sealed_json(
+            self.out / STATE / "state.json", {"stage": stage, "step": step, "file": name, "sha256": digest}
+        )
         for old in (self.out / STATE).glob("state-*.safetensors"):
             if old.name != name:
                 old.unlink()

@@ -24,20 +24,22 @@ PROPOSALS = 8
 """Budgets between the smallest and the largest path for which candidates are proposed."""
 RANDOM_PER_BUDGET = 2
 
-SELECTION_SEED = 1
-REPORT_SEED = 2
-"""Paths are chosen on one held-out set and reported on another; neither is ever trained on."""
+SELECTION, REPORT = 1, 2
+"""Paths are chosen on one held-out set and reported on another; they share no matte, and neither is ever trained on."""
+HELD_OUT_PATCHES = 64
+PATCH = 320
 
 
-def held_out_bank(patches: int, size: int, reporter: Reporter | None = None) -> Bank:
-    """Procedural mattes and backgrounds that training never sees."""
-    return synthetic_bank(HELD_OUT_SEED, patches, patches, size, reporter)
+def held_out_bank(split: int, reporter: Reporter | None = None) -> Bank:
+    """Procedural mattes and backgrounds that training never sees. split: SELECTION or REPORT."""
+    seed = HELD_OUT_SEED + split * HELD_OUT_PATCHES
+    return synthetic_bank(seed, HELD_OUT_PATCHES, HELD_OUT_PATCHES, PATCH, reporter)
 
 
 def held_out_composites(bank: Bank, count: int, seed: int, size: int = SIZE) -> list[Batch]:
-    """`count` fixed composites of size x size pixels in batches, determined by the bank and the seed."""
+    """`count` fixed composites of one foreground each, size x size pixels, in batches, determined by the bank and the seed."""
     rng = Generator().manual_seed(seed)
-    composer = Composer(hard=0.05)
+    composer = Composer(second=0, hard=0)
     return [composer(bank, min(BATCH, count - i), size, rng) for i in range(0, count, BATCH)]
 
 
@@ -102,7 +104,7 @@ def search_paths(supernet: Supernet, batches: Sequence[Batch], reporter: Reporte
             (measured[full.flip(u)] - measured[full] + measured[none] - measured[none.flip(u)]) / 2
             for u in range(space.units)
         ]
-        rng = np.random.default_rng(SELECTION_SEED)
+        rng = np.random.default_rng(SELECTION)
         window = (table.largest - table.smallest) // PROPOSALS
         for macs in np.linspace(table.smallest, table.largest, PROPOSALS + 2)[1:-1].astype(np.int64).tolist():
             measure(knapsack(worth, table, macs))

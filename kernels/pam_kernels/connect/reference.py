@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,4 +14,4 @@ def connect_reference(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     return x + F.conv2d(ACTIVATIONS[activation](hidden), w2[:, :, None, None], b2)
 
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "identity": lambda x: x}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "identity": lambda x: x}

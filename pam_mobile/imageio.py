@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from ..data.trimap import UNKNOWN, quantise_trimap
-from ..errors import InputError, UsageError
-from ..files import write_bytes
+from .data.trimap import UNKNOWN, quantise_trimap
+from .errors import InputError, UsageError
+from .files import write_bytes
 
 MAX_PIXELS = 500_000_000
 """Larger images are refused: as float32 photo this is 6 GB already."""
@@ -89,6 +89,24 @@ def read_grey(path: str | os.PathLike[str]) -> np.ndarray:
     """
     pixels = _read(FilePath(path)).pixels
     return _to_unit(pixels if pixels.ndim == 2 else pixels[..., 0])
+
+
+def check_suffixes(alpha: FilePath, cutout: FilePath | None = None) -> None:
+    """Raise UsageError, before any work, if an alpha or a cut-out cannot be written under that name."""
+    _checked_suffix(alpha, _GREY_SUFFIXES)
+    if cutout:
+        _checked_suffix(cutout, _RGBA_SUFFIXES)
+
+
+def read_alpha_channel(path: str | os.PathLike[str]) -> np.ndarray:
+    """The fourth channel of an RGBA file upright, (H, W) float32 in [0, 1].
+
+    Raises InputError as `read_photo` does, and if the file has no such channel.
+    """
+    pixels = _read(FilePath(path)).pixels
+    if pixels.ndim != 3 or pixels.shape[2] != 4:
+        raise InputError(f"{path} has no alpha channel", "give one grey image per foreground as its alpha")
+    return _to_unit(pixels[..., 3])
 
 
 def read_trimap(path: str | os.PathLike[str], size: tuple[int, int] | None, photo_name: str = "") -> np.ndarray:

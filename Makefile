@@ -1,0 +1,47 @@
+# The two commands: `make quickstart`, `make test`. Everything else is for people who change the code.
+PY ?= python3
+HASH := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
+READY := .venv/.ready-$(HASH)
+BIN := .venv/bin
+
+.PHONY: quickstart test lint types format bench clean setup
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart   set up, train a small network, export it, cut out a photo (under 10 minutes)"
+	@echo "make test         set up and run the tests"
+	@echo "make lint types   ruff and mypy"
+	@echo "make bench        measure speed on this machine, write export/results/bench.csv"
+	@echo "make clean        remove the environment and the caches"
+
+setup: $(READY)
+
+$(READY):
+	@$(PY) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or newer with venv: make PY=python3.11"; exit 1; }
+	@echo "setting up .venv (about two minutes)"
+	@$(PY) -m venv --clear .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' || { echo "set-up failed: see above, then run make clean and try again"; exit 1; }
+	@touch $@
+
+quickstart: $(READY)
+	@$(BIN)/pam-mobile quickstart --out runs/quickstart
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY)
+	@$(BIN)/mypy
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(READY)
+	@$(BIN)/python export/bench/run.py
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

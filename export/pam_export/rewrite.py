@@ -1,0 +1,99 @@
+"""Equal rewrites of the network for XNNPACK; no other exporter wants them, and the model knows nothing of them.
+
+XNNPACK has no fast depthwise kernel above 25 taps (about 14 times slower per layer), so a larger kernel is split into
+windows of at most 25 taps whose results add up to the original, exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise, product
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+MAX_TAPS = 25
+BLOCK = 5
+Window = tuple[int, int, int, int]
+"""Rows a..b and columns c..d of a kernel: (a, b, c, d)."""
+
+
+def for_xnnpack(module: nn.Module) -> nn.Module:
+    """A copy of `module` in eval mode with batch norm folded and large depthwise kernels split."""
+    module = copy.deepcopy(module).eval()
+    fold_batch_norm(module)
+    split_depthwise(module)
+    return module
+
+
+def fold_batch_norm(module: nn.Module) -> int:
+    """Fold every batch norm that directly follows a convolution among its siblings into it, in place; returns how many."""
+    count = 0
+    for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, norm_name, nn.Identity())
+            count += 1
+    return count + sum(fold_batch_norm(child) for child in module.children())
+
+
+def split_depthwise(module: nn.Module) -> int:
+    """Replace every depthwise convolution of more than 25 taps, in place; returns how many. Fold batch norm first."""
+    count = 0
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d) and is_splittable(child):
+            setattr(module, name, SplitDepthwise(child))
+            count += 1
+        else:
+            count += split_depthwise(child)
+    return count
+
+
+def is_splittable(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is depthwise, square, of more than 25 taps, stride 1 and same padding."""
+    k = conv.kernel_size[0]
+    depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
+    plain = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding == (k // 2, k // 2)
+    return depthwise and plain and conv.kernel_size == (k, k) and k % 2 == 1 and k * k > MAX_TAPS
+
+
+def windows(k: int) -> list[Window]:
+    """Windows of at most 25 taps that tile a k x k kernel: strips of rows, or 5 x 5 blocks where a strip is one row."""
+    rows, columns = (MAX_TAPS // k, k) if MAX_TAPS // k > 1 else (BLOCK, BLOCK)
+    corners = product(range(0, k, rows), range(0, k, columns))
+    return [(a, min(a + rows, k), c, min(c + columns, k)) for a, c in corners]
+
+
+class SplitDepthwise(nn.Module):
+    """The sum of one small depthwise convolution per window.  x: (N, C, H, W)."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.windows = windows(conv.kernel_size[0])
+        self.pad = conv.kernel_size[0] // 2
+        self.parts = nn.ModuleList(_part(conv, window, first=i == 0) for i, window in enumerate(self.windows))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        padded = F.pad(x, (self.pad,) * 4)
+        results = [
+            part(padded[:, :, a : h + b - 1, c : w + d - 1])
+            for (a, b, c, d), part in zip(self.windows, self.parts, strict=True)
+        ]
+        total = results[0]
+        for result in results[1:]:
+            total = total + result
+        return cast(Tensor, total)
+
+
+@torch.no_grad()
+def _part(conv: nn.Conv2d, window: Window, first: bool) -> nn.Conv2d:
+    a, b, c, d = window
+    part = nn.Conv2d(conv.in_channels, conv.out_channels, (b - a, d - c), groups=conv.groups, bias=False)
+    part.weight.copy_(conv.weight[:, :, a:b, c:d])
+    if first and conv.bias is not None:
+        part.bias = nn.Parameter(conv.bias.clone())
+    return part.requires_grad_(False)

@@ -1,0 +1,5 @@
+"""`python -m pam_mobile`."""
+
+from .cli import main
+
+main()

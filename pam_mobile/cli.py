@@ -1,0 +1,61 @@
+"""The command line. Only argument parsing lives here and in `commands/`; each verb imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from . import __version__
+from .commands import doctor, evaluate, export, info, predict, quickstart, train, verify
+from .commands.common import fail
+
+# typer carries its own click from 0.28 on; its public exception leads to the base class of either one.
+ClickException: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="pam-mobile",
+    help="Path-adaptive matting: one network for every compute budget, from training to phone artifacts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("quickstart")(quickstart.quickstart)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("verify")(verify.verify)
+app.command("info")(info.info)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of `pam-mobile`."""
+    try:
+        code = app(standalone_mode=False)
+    except ClickException as error:
+        verb = getattr(getattr(error, "ctx", None), "command_path", "pam-mobile")
+        code = fail(2, error.format_message(), f"see `{verb} --help`", "--json" in sys.argv)
+    except (typer.Abort, KeyboardInterrupt):
+        code = fail(130, "interrupted", "", "--json" in sys.argv)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

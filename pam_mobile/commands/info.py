@@ -1,0 +1,105 @@
+"""pam-mobile info."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ..reporter import Reporter
+from .common import Result, verb
+
+
+@verb
+def info(
+    reporter: Reporter,
+    model: Annotated[
+        str | None, typer.Argument(help="A run folder, a checkpoint, or `prior`; none: list the presets.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Height and width at which MACs are quoted; 0: the preset's own.")] = 0,
+) -> Result:
+    """Show the presets, or what is known about a model: parameters, paths, costs, best path per budget."""
+    return _model(model, size) if model else _presets(size)
+
+
+def _presets(size: int) -> Result:
+    from ..model.presets import PRESETS, preset
+    from ..tables import markdown_table
+
+    rows = [_costs(preset(name, prior), size) for name in PRESETS for prior in (False, True)]
+    header = ("preset", "size", "units", "paths", "GMACs smallest", "GMACs largest", "of which prior")
+    cells = [(r["preset"], r["size"], r["units"], r["paths"], *(f"{r[k] / 1e9:.3f}" for k in _MACS)) for r in rows]
+    text = markdown_table(header, cells) + "\n\nmodels that need no file: prior (the colour prior without a network)"
+    return Result({"presets": rows, "models": ["prior"]}, text)
+
+
+_MACS = ("macs_smallest", "macs_largest", "macs_prior")
+
+
+def _costs(preset: Any, size: int) -> dict[str, Any]:
+    from ..cost import CostTable
+
+    side = size or preset.reference
+    table = CostTable.of(preset, side, side)
+    return {
+        "preset": preset.label,
+        "size": side,
+        "units": len(table.run),
+        "paths": 2 ** len(table.run),
+        "macs_smallest": table.smallest,
+        "macs_largest": table.largest,
+        "macs_prior": table.prior,
+    }
+
+
+def _model(model: str, size: int) -> Result:
+    from ..budget import Budget
+    from ..cost import GIGA, CostTable
+    from ..model.subnet import extract, parameter_count
+    from ..predict.matter import Matter
+    from ..tables import markdown_table
+
+    matter = Matter.load(model, "cpu")
+    if not matter.checkpoint:
+        plan = matter.plan(size or 512, size or 512)
+        document: dict[str, Any] = {"model": "prior", "parameters": 0, "macs": plan.macs, "size": size or 512}
+        return Result(document, f"prior: no parameters, {plan.macs / GIGA:.3f} GMACs at {size or 512}x{size or 512}")
+    found = matter.checkpoint
+    costs = _costs(found.preset, size)
+    table = CostTable.of(found.preset, costs["size"], costs["size"])
+    smallest = -(-table.smallest * 100 // table.largest)
+    rows: list[dict[str, Any]] = []
+    for percent in sorted({smallest, *range(-(-smallest // 5) * 5, 101, 5)}):
+        path = found.paths.best(Budget.parse(f"{percent}%"), table)
+        sad = next((m.sad for m in found.paths.measured if m.path == path), None)
+        parameters = parameter_count(extract(found.supernet, path))
+        rows.append(
+            {"budget": f"{percent}%", "path": str(path), "macs": table.cost(path), "parameters": parameters, "sad": sad}
+        )
+    document = {
+        "model": model,
+        **costs,
+        "parameters": parameter_count(found.supernet),
+        "stage": found.document.get("stage"),
+        "measured_paths": len(found.paths.measured),
+        "weights_sha256": found.document["weights"]["sha256"],
+        "budgets": rows,
+    }
+    cells = [
+        (
+            r["budget"],
+            r["path"],
+            f"{r['macs'] / 1e9:.3f}",
+            f"{r['parameters'] / 1e6:.3f} M",
+            "-" if r["sad"] is None else r["sad"],
+        )
+        for r in rows
+    ]
+    header = ("budget", "path", "GMACs", "parameters", "SAD (held-out, selection set)")
+    text = (
+        f"{model}: {costs['preset']}, {document['parameters'] / 1e6:.3f} M parameters, {costs['paths']} paths of "
+        f"{table.smallest / 1e9:.3f} to {table.largest / 1e9:.3f} GMACs at {costs['size']}x{costs['size']}, "
+        f"of which the colour prior {table.prior / 1e9:.3f}; trained up to stage {document['stage']}\n\n"
+        + markdown_table(header, cells)
+    )
+    return Result(document, text)

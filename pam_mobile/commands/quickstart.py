@@ -1,0 +1,272 @@
+"""pam-mobile quickstart: the main job from one end to the other. It stands on the other verbs' functions and adds none of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import PamError, SetupError
+from ..reporter import Reporter
+from .common import Result, verb
+from .export import export_checkpoint
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+    from ..config import TrainConfig
+
+BUDGETS = ["80%", "90%", "100%"]
+SIZE = 512
+COMPOSITES = 48
+RUNS = 20
+TRIMAP = Path(__file__).parents[1] / "assets" / "astronaut_trimap.png"
+
+
+@verb
+def quickstart(
+    reporter: Reporter,
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete what an earlier quickstart left in --out and train again.")
+    ] = False,
+) -> Result:
+    """The main job in a few minutes: mattes, training, paths for three budgets, export, verification, a photo cut out."""
+    from .. import checkpoint
+
+    start = time.monotonic()
+    photo = _photo()
+    if fresh:
+        for part in ("train", "export", "photo"):
+            shutil.rmtree(out / part, ignore_errors=True)
+    found = checkpoint.load(_train(out / "train", reporter))
+    manifest = _export(found, out / "export", reporter)
+    report = {
+        "size": SIZE,
+        "parameters": _parameters(found),
+        "baselines": _baselines(reporter),
+        "budgets": [_row(found, manifest, out, budget, reporter) for budget in BUDGETS],
+        "prior": _prior(found),
+        "photo": _cut_out(found, photo, out, reporter),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    text = _text(report, out)
+    (out / "report.md").write_text(text + "\n")
+    return Result(report, text)
+
+
+def quickstart_config() -> TrainConfig:
+    """A few minutes of training on two CPU cores."""
+    from ..config import Stage, TrainConfig
+
+    base = TrainConfig()
+    data = replace(base.data, patches=600, backgrounds=300)
+    first, second = Stage(steps=1300, learning_rate=2e-3), Stage(steps=700, learning_rate=1e-3)
+    return replace(base, stage1=first, stage2=second, data=data, validate_every=200, save_every=200)
+
+
+def _photo() -> Path:
+    """The portrait of Eileen Collins (NASA, public domain) that comes with scikit-image."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise SetupError(
+            "the quickstart's photo comes with scikit-image, which is missing", "pip install 'pam-mobile[demo]'"
+        )
+    return Path(spec.origin).parent / "data" / "astronaut.png"
+
+
+def _train(folder: Path, reporter: Reporter) -> Path:
+    from ..train.engine import Trainer
+
+    return Trainer(quickstart_config(), folder, reporter).run(resume=folder.exists())
+
+
+def _export(found: Checkpoint, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Export, or take the export that is there if it is whole and of these weights."""
+    from pam_export import manifest as manifests
+    from pam_export.verify import check_files
+
+    if (folder / "manifest.json").exists():
+        try:
+            content = manifests.read(folder)
+            check_files(folder, content)
+            if content["model"]["weights_sha256"] == found.document["weights"]["sha256"]:
+                reporter.say(f"{folder} is exported already")
+                return content
+        except PamError as error:
+            reporter.warn(f"exporting again: {error.message}")
+    return export_checkpoint(found, BUDGETS, ["executorch", "coreml"], [SIZE], folder, reporter)
+
+
+def _parameters(found: Checkpoint) -> int:
+    from ..model.subnet import parameter_count
+
+    return parameter_count(found.supernet)
+
+
+def _held_out() -> Any:
+    from ..train.validate import REPORT, held_out_bank, held_out_composites
+
+    return held_out_composites(held_out_bank(REPORT), COMPOSITES, REPORT)
+
+
+def _baselines(reporter: Reporter) -> dict[str, float]:
+    from ..train.validate import half_sad, prior_sad
+
+    batches = _held_out()
+    return {"unknown = 0.5": half_sad(batches), "prior alone": prior_sad(batches)}
+
+
+def _row(found: Checkpoint, manifest: dict[str, Any], out: Path, budget: str, reporter: Reporter) -> dict[str, Any]:
+    from ..path import Path as NetworkPath
+    from ..train.validate import mean_sad
+
+    artifacts = {a["target"]: a for a in manifest["artifacts"] if a["budget"]["text"] == budget}
+    pte = artifacts["executorch"]
+    return {
+        "budget": budget,
+        "path": pte["path"],
+        "macs": pte["macs"],
+        "parameters": pte["params"],
+        "sad": mean_sad(found.supernet, _held_out(), NetworkPath.parse(pte["path"])),
+        "milliseconds": _milliseconds(out / "export" / pte["files"][0]["path"]),
+        "files": {
+            target: {
+                "name": a["name"],
+                "bytes": sum(file["bytes"] for file in a["files"]),
+                "max_difference": a["parity"]["max_abs"],
+                "how": a["parity"]["how"],
+            }
+            for target, a in artifacts.items()
+        },
+    }
+
+
+def _milliseconds(pte: Path) -> float:
+    """Median time of one .pte inference on this machine, with ExecuTorch's default number of threads."""
+    import torch
+
+    from pam_export.executorch import load
+    from pam_export.quiet import quiet
+
+    with quiet("timing ExecuTorch"):
+        program = load(pte)
+        method = program.load_method("forward")
+        inputs = (torch.rand(1, 3, SIZE, SIZE), torch.full((1, 1, SIZE, SIZE), 0.5))
+        times = []
+        for _ in range(RUNS + 3):
+            start = time.perf_counter()
+            method.execute(inputs)
+            times.append(time.perf_counter() - start)
+    return round(statistics.median(times[3:]) * 1000, 2)
+
+
+def _prior(found: Checkpoint) -> dict[str, float]:
+    """The colour prior's share: MACs, and milliseconds in PyTorch, which can run it alone."""
+    import torch
+
+    from ..cost import CostTable
+    from ..predict.matter import PriorMatting
+
+    prior = PriorMatting().eval()
+    image, trimap = torch.rand(1, 3, SIZE, SIZE), torch.full((1, 1, SIZE, SIZE), 0.5)
+    times = []
+    with torch.inference_mode():
+        for _ in range(RUNS + 3):
+            start = time.perf_counter()
+            prior(image, trimap)
+            times.append(time.perf_counter() - start)
+    macs = CostTable.of(found.preset, SIZE, SIZE).prior
+    return {"macs": macs, "milliseconds_eager": round(statistics.median(times[3:]) * 1000, 2)}
+
+
+def _cut_out(found: Checkpoint, photo_file: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Cut the photo out at every budget; write alphas, cut-outs and one picture of all."""
+    from ..imageio import read_photo, read_trimap, write_grey, write_rgba
+    from ..predict.foreground import estimate_foreground
+    from ..predict.matter import Matter
+    from .picture import contact_sheet
+
+    matter = Matter(found, "cpu")
+    photo = read_photo(photo_file)
+    height, width = photo.pixels.shape[:2]
+    trimap = read_trimap(TRIMAP, (height, width), str(photo_file))
+    folder = out / "photo"
+    alphas, files = {}, []
+    with reporter.progress(f"cutting out {photo_file.name}", len(BUDGETS)) as advance:
+        for budget in BUDGETS:
+            plan = matter.plan(height, width, budget)
+            alpha = matter.run(photo.pixels, trimap, plan)
+            foreground = estimate_foreground(photo.pixels, alpha)
+            name = f"{budget.rstrip('%'):0>3}"
+            write_grey(folder / f"alpha_{name}.png", alpha)
+            write_rgba(folder / f"cutout_{name}.png", foreground, alpha)
+            files += [str(folder / f"alpha_{name}.png"), str(folder / f"cutout_{name}.png")]
+            alphas[f"alpha, budget {budget}, {plan.macs / 1e9:.2f} GMACs"] = alpha
+            advance()
+    contact_sheet(out / "picture.png", photo.pixels, trimap, alphas, foreground)
+    return {
+        "photo": photo_file.name,
+        "credit": "NASA, public domain",
+        "picture": str(out / "picture.png"),
+        "files": files,
+    }
+
+
+def _text(report: dict[str, Any], out: Path) -> str:
+    from ..tables import markdown_table
+
+    header = (
+        "budget",
+        "path",
+        "GMACs",
+        "parameters",
+        ".pte",
+        ".mlpackage",
+        "SAD",
+        "ms (.pte)",
+        "max diff .pte",
+        "max diff .mlpackage",
+    )
+    rows = [
+        (
+            row["budget"],
+            row["path"],
+            f"{row['macs'] / 1e9:.3f}",
+            f"{row['parameters'] / 1e6:.3f} M",
+            f"{row['files']['executorch']['bytes'] / 1e6:.2f} MB",
+            f"{row['files']['coreml']['bytes'] / 1e6:.2f} MB",
+            f"{row['sad']:.3f}",
+            row["milliseconds"],
+            f"{row['files']['executorch']['max_difference']:.1e}",
+            f"{row['files']['coreml']['max_difference']:.1e}",
+        )
+        for row in report["budgets"]
+    ]
+    rows += [(name, "-", "-", "-", "-", "-", f"{sad:.3f}", "-", "-", "-") for name, sad in report["baselines"].items()]
+    prior = report["prior"]
+    return f"""\
+{markdown_table(header, rows)}
+
+SAD / 1000 over the unknown pixels, mean over {COMPOSITES} held-out procedural composites of 256x256.
+GMACs and ms at {SIZE}x{SIZE}; ms on the CPU of this machine. One supernet of {report["parameters"] / 1e6:.3f} M parameters
+serves all budgets. The colour prior is part of every row: {prior["macs"] / 1e9:.3f} GMACs, {prior["milliseconds_eager"]} ms alone in PyTorch.
+
+look at   {out / "picture.png"}   (photo: NASA, public domain, from scikit-image)
+curves    {out / "train" / "curves.png"}
+artifacts {out / "export"}
+took      {report["seconds"]:.0f} s
+
+next:
+  pam-mobile predict PHOTO --trimap TRIMAP --model {out / "train"} --budget 80% --alpha alpha.png --cutout cutout.png
+  pam-mobile verify {out / "export"}
+  pam-mobile info {out / "train"}
+  pam-mobile train --preset tiny --stages 1,2 --out runs/mine        (longer training; --fg --alpha --bg for your own images)
+  pam-mobile export --model runs/mine --budgets 80%,90%,100% --to executorch,coreml --sizes 512 --out runs/mine/export"""

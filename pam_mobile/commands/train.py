@@ -1,0 +1,66 @@
+"""pam-mobile train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from ..reporter import Reporter
+from .common import Result, split, verb
+
+
+@verb
+def train(
+    reporter: Reporter,
+    out: Annotated[Path, typer.Option(help="The run folder.")],
+    preset: Annotated[str, typer.Option(help="full, phone or tiny.")] = "tiny",
+    stages: Annotated[str, typer.Option(help="Stages to run: 1 whole network, 2 random paths.")] = "1,2",
+    prior: Annotated[bool, typer.Option(help="Start from the colour prior.")] = True,
+    fg: Annotated[Path | None, typer.Option(help="Folder of foregrounds; RGBA files carry their alpha.")] = None,
+    alpha: Annotated[Path | None, typer.Option(help="Folder of alphas with the foregrounds' names.")] = None,
+    bg: Annotated[Path | None, typer.Option(help="Folder of backgrounds.")] = None,
+    steps: Annotated[str, typer.Option(help="Steps per stage, for example 6000,4000.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings; the options above win.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, for example stage1.learning_rate=1e-3.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+) -> Result:
+    """Train a supernet on procedural mattes or on folders of your own."""
+    from .. import config as configuration
+    from ..train.engine import Trainer
+
+    base = configuration.load(config) if config else configuration.TrainConfig()
+    numbers = _integers(stages, "--stages")
+    data = replace(
+        base.data,
+        foreground_folder=str(fg or base.data.foreground_folder),
+        alpha_folder=str(alpha or base.data.alpha_folder),
+        background_folder=str(bg or base.data.background_folder),
+    )
+    chosen = replace(base, preset=preset, prior=prior, stages=tuple(numbers), seed=seed, data=data)
+    for stage, count in zip(numbers, _integers(steps, "--steps"), strict=False):
+        chosen = configuration.override(chosen, [f"stage{stage}.steps={count}"])
+    chosen = configuration.override(chosen, settings or [])
+    folder = Trainer(chosen, out, reporter).run(resume)
+    text = (
+        f"trained: {folder}\n\nnext:\n"
+        f"  pam-mobile info {out}\n"
+        f"  pam-mobile predict PHOTO --trimap TRIMAP --model {out} --alpha alpha.png --cutout cutout.png\n"
+        f"  pam-mobile export --model {out} --budgets 80%,90%,100% --to executorch,coreml --sizes 512 --out {out}/export"
+    )
+    return Result({"run": str(out), "checkpoint": str(folder)}, text)
+
+
+def _integers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in split(text)]
+    except ValueError as error:
+        raise UsageError(
+            f"{option} {text!r} is not a list of whole numbers", f"write for example {option} 1,2"
+        ) from error

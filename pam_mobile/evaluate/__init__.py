@@ -1,0 +1,1 @@
+"""Metrics of matting, and the evaluation of a model on a folder of images."""

@@ -1,0 +1,154 @@
+"""Matter: the class that people use to cut things out of photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint
+from ..budget import Budget
+from ..checkpoint import Checkpoint
+from ..cost import CostTable, padded, prior_macs
+from ..data.trimap import quantise_trimap
+from ..errors import InputError, UsageError
+from ..imageio import read_photo, read_trimap
+from ..model.presets import preset
+from ..model.prior import ColourPrior
+from ..model.trunk import known_masks
+from ..path import Path
+
+PRIOR = "prior"
+"""The model name of the colour prior without a network."""
+
+Picture = str | FilePath | np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs for a budget at one image size."""
+
+    path: Path | None
+    """None: the colour prior alone."""
+    macs: int
+    budget_macs: int | None
+    """The bound that was asked for; None: as good as possible."""
+
+
+class PriorMatting(nn.Module):
+    """The colour prior alone, with a network's interface."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior = ColourPrior()
+
+    def forward(self, image: Tensor, trimap: Tensor) -> Tensor:
+        """As Supernet.forward: image (N, 3, H, W), trimap (N, 1, H, W) to alpha (N, 1, H, W)."""
+        return self.prior(image, *known_masks(trimap))[:, 1:2]
+
+
+class Matter:
+    """A model that is loaded once and used on any number of photos, each at any size and budget.
+
+    >>> matter = Matter.load("runs/mine")
+    >>> alpha = matter.predict("photo.jpg", "trimap.png", budget="80%")
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, device: str = "auto") -> None:
+        self.checkpoint = checkpoint
+        self.device = choose_device(device)
+        self.network: nn.Module = checkpoint.supernet if checkpoint else PriorMatting()
+        self.network.to(self.device).eval()
+
+    @classmethod
+    def load(cls, model: str | FilePath = PRIOR, device: str = "auto") -> Matter:
+        """Load a run folder, a checkpoint or `prior`.
+
+        Raises InputError if there is none, IntegrityError if it is damaged, UsageError if the device is not there.
+        """
+        if str(model) == PRIOR:
+            return cls(None, device)
+        return cls(checkpoint.load(checkpoint.find(str(model))), device)
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.preset.label if self.checkpoint else PRIOR
+
+    def plan(self, height: int, width: int, budget: str | Budget | None = None) -> Plan:
+        """The path that a budget means for an image of this size. Raises BudgetError if no path fits."""
+        wish = Budget.parse(budget) if budget else None
+        if not self.checkpoint:
+            macs = prior_macs(preset("tiny", prior=True), padded(height), padded(width))
+            table = CostTable(height, width, macs, (), (), 0, macs)
+            if wish:
+                table.require(wish.macs(table))
+            return Plan(None, macs, wish.macs(table) if wish else None)
+        table = CostTable.of(self.checkpoint.preset, height, width)
+        path = self.checkpoint.paths.best(wish, table) if wish else Path.all_run(len(table.run))
+        return Plan(path, table.cost(path), wish.macs(table) if wish else None)
+
+    def predict(self, image: Picture, trimap: Picture, budget: str | Budget | None = None) -> np.ndarray:
+        """Alpha of one photo, (H, W) float32 in [0, 1], exactly 0 and 1 where the trimap is known.
+
+        image: a file, or (H, W, 3) uint8, uint16 or float in [0, 1], sRGB. trimap: a file, or (H, W) uint8 with 0, 128, 255.
+        budget: `4.5G`, `80%` or None for the largest path. Any size; the image is padded to a multiple of 32 and the alpha cropped.
+        Raises InputError for unusable pictures, BudgetError if no path fits.
+        """
+        pixels = _photo(image)
+        known = _trimap(trimap, pixels.shape[:2], str(image) if isinstance(image, str | FilePath) else "")
+        plan = self.plan(known.shape[0], known.shape[1], budget)
+        return self.run(pixels, known, plan)
+
+    @torch.inference_mode()
+    def run(self, pixels: np.ndarray, trimap: np.ndarray, plan: Plan) -> np.ndarray:
+        """Alpha (H, W) float32 of pixels (H, W, 3) float32 in [0, 1] and trimap (H, W) uint8 {0, 128, 255}."""
+        height, width = trimap.shape
+        image = torch.from_numpy(_pad(pixels)).permute(2, 0, 1)[None].to(self.device)
+        levels = torch.from_numpy(_pad(np.rint(trimap / 127.5).astype(np.float32) / 2))[None, None].to(self.device)
+        alpha = self.network(image, levels, path=plan.path) if plan.path else self.network(image, levels)
+        return alpha[0, 0, :height, :width].cpu().numpy()
+
+
+def choose_device(wish: str) -> torch.device:
+    """`auto` takes a GPU if there is one. Raises UsageError if the device is not there."""
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wish not in ("cpu", "cuda"):
+        raise UsageError(f"device {wish!r} is not known", "use auto, cpu or cuda")
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda is not available here", "use --device cpu, or install a CUDA build of torch")
+    return torch.device(wish)
+
+
+def known_names() -> dict[str, str]:
+    """The model names that need no file, and what they are."""
+    return {PRIOR: "local-Gaussian colour prior, no network, no weights"}
+
+
+def _photo(image: Picture) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        return read_photo(image).pixels
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"image has shape {image.shape}", "give (H, W, 3)")
+    if image.dtype.kind == "f":
+        return image.astype(np.float32)
+    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+
+
+def _trimap(trimap: Picture, size: tuple[int, ...], photo_name: str) -> np.ndarray:
+    if not isinstance(trimap, np.ndarray):
+        return read_trimap(trimap, (size[0], size[1]), photo_name)
+    levels = quantise_trimap(trimap)
+    if levels.shape != size:
+        raise InputError(f"trimap has shape {levels.shape}, the image {size}", "give a trimap of the image's size")
+    return levels
+
+
+def _pad(x: np.ndarray) -> np.ndarray:
+    """Mirrored at the bottom and the right up to multiples of 32."""
+    height, width = x.shape[:2]
+    margin = [(0, padded(height) - height), (0, padded(width) - width)] + [(0, 0)] * (x.ndim - 2)
+    return np.ascontiguousarray(np.pad(x, margin, mode="symmetric"))
