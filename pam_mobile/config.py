@@ -12,7 +12,7 @@ import yaml
 from cattrs import Converter, transform_error
 from cattrs.errors import ClassValidationError
 
-from .errors import InputError, UsageError
+from .errors import InputError, PamError, UsageError
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,17 @@ class Data:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Procedural composites that are never trained on."""
+
+    patches: int = 64
+    patch_size: int = 320
+    composites: int = 24
+    size: int = 256
+    """Height and width of the composites, a multiple of 32."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides what a training run computes."""
 
@@ -59,6 +70,7 @@ class TrainConfig:
     stage2: Stage = Stage(steps=4000, learning_rate=1e-3)
     crops: tuple[Crop, ...] = (Crop(160, 16, 0.8), Crop(256, 8, 0.2))
     data: Data = field(default_factory=Data)
+    held_out: HeldOut = field(default_factory=HeldOut)
     seed: int = 0
     precision: str = "auto"
     """`auto`, `fp32` or `bf16`: auto takes bf16 where the device computes in it natively."""
@@ -84,7 +96,18 @@ class TrainConfig:
             )
 
 
+def _plain(value: Any, kind: type) -> Any:
+    """`value` if it is of that kind; cattrs alone would turn 1.5 into 1 and "off" into True."""
+    if kind is float and type(value) in (int, str):  # YAML reads 1e-3 as text
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
 _converter = Converter(forbid_extra_keys=True)
+for _kind in (bool, int, float, str):
+    _converter.register_structure_hook(_kind, _plain)
 
 
 def from_dict(values: dict[str, Any], source: str) -> TrainConfig:
@@ -92,6 +115,9 @@ def from_dict(values: dict[str, Any], source: str) -> TrainConfig:
     try:
         return _converter.structure(values, TrainConfig)
     except ClassValidationError as error:
+        for fault in error.exceptions:
+            if isinstance(fault, PamError):
+                raise InputError(f"{source}: {fault.message}", fault.hint) from error
         raise InputError(f"{source}: {'; '.join(transform_error(error))}", "see `pam-mobile train --help`") from error
 
 
@@ -104,11 +130,16 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
         target = values
         for key in parents:
             target = target.get(key, {})
-        if not equals or not isinstance(target, dict) or leaf not in target:
+        if not equals:
+            raise UsageError(f"--set {assignment}: a value is missing", f"write {name}=VALUE")
+        if not isinstance(target, dict) or leaf not in target:
             close = get_close_matches(name, list(_names(values)), 1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(_names(values))}"
             raise UsageError(f"--set {assignment}: {name!r} is not a setting", hint)
-        target[leaf] = yaml.safe_load(text)
+        try:
+            target[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {assignment}: the value is not YAML", "quote it") from error
     return from_dict(values, "--set")
 
 

@@ -79,7 +79,7 @@ def read_sealed_json(path: FilePath, remedy: str) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error.strerror}", remedy) from error
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged: it is not JSON", remedy) from error
     if not isinstance(document, dict) or document.get(SEAL) != _seal_of(document):
         raise IntegrityError(f"{path} is damaged or was edited: its hash does not fit its content", remedy)

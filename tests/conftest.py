@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,3 +22,26 @@ def _nan_filled_empty() -> Iterator[None]:
     yield
     torch.utils.deterministic.fill_uninitialized_memory = before[0]
     torch.use_deterministic_algorithms(before[1])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the user's cache; what is generated once serves all tests of a session."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAM_HOME", str(home))
+        patch.setenv("NO_COLOR", "1")
+        yield home
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a few steps through stages 1 and 2. Copy it before changing it."""
+    from strategies import TINY_RUN
+
+    from pam_mobile.reporter import Silent
+    from pam_mobile.train.engine import Trainer
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    Trainer(TINY_RUN, out, Silent()).run()
+    return out

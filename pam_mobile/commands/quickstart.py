@@ -21,6 +21,7 @@ from .export import export_checkpoint
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..config import TrainConfig
+    from ..data.compose import Batch
 
 BUDGETS = ["80%", "90%", "100%"]
 SIZE = 512
@@ -47,11 +48,12 @@ def quickstart(
             shutil.rmtree(out / part, ignore_errors=True)
     found = checkpoint.load(_train(out / "train", reporter))
     manifest = _export(found, out / "export", reporter)
+    composites = _held_out()
     report = {
         "size": SIZE,
         "parameters": _parameters(found),
-        "baselines": _baselines(reporter),
-        "budgets": [_row(found, manifest, out, budget, reporter) for budget in BUDGETS],
+        "baselines": _baselines(composites),
+        "budgets": [_row(found, manifest, out, budget, composites) for budget in BUDGETS],
         "prior": _prior(found),
         "photo": _cut_out(found, photo, out, reporter),
         "seconds": round(time.monotonic() - start, 1),
@@ -111,20 +113,25 @@ def _parameters(found: Checkpoint) -> int:
     return parameter_count(found.supernet)
 
 
-def _held_out() -> Any:
-    from ..train.validate import REPORT, held_out_bank, held_out_composites
+def _held_out() -> list[Batch]:
+    """Composites for the report; none of their mattes was trained on or used to choose paths."""
+    import torch
 
-    return held_out_composites(held_out_bank(REPORT), COMPOSITES, REPORT)
+    from ..config import HeldOut
+    from ..train.validate import REPORT, held_out_composites
+
+    return held_out_composites(HeldOut(patches=COMPOSITES, composites=COMPOSITES), REPORT, torch.device("cpu"))
 
 
-def _baselines(reporter: Reporter) -> dict[str, float]:
+def _baselines(batches: list[Batch]) -> dict[str, float]:
     from ..train.validate import half_sad, prior_sad
 
-    batches = _held_out()
     return {"unknown = 0.5": half_sad(batches), "prior alone": prior_sad(batches)}
 
 
-def _row(found: Checkpoint, manifest: dict[str, Any], out: Path, budget: str, reporter: Reporter) -> dict[str, Any]:
+def _row(
+    found: Checkpoint, manifest: dict[str, Any], out: Path, budget: str, composites: list[Batch]
+) -> dict[str, Any]:
     from ..path import Path as NetworkPath
     from ..train.validate import mean_sad
 
@@ -135,7 +142,7 @@ def _row(found: Checkpoint, manifest: dict[str, Any], out: Path, budget: str, re
         "path": pte["path"],
         "macs": pte["macs"],
         "parameters": pte["params"],
-        "sad": mean_sad(found.supernet, _held_out(), NetworkPath.parse(pte["path"])),
+        "sad": mean_sad(found.supernet, composites, NetworkPath.parse(pte["path"])),
         "milliseconds": _milliseconds(out / "export" / pte["files"][0]["path"]),
         "files": {
             target: {
@@ -257,7 +264,8 @@ def _text(report: dict[str, Any], out: Path) -> str:
 
 SAD / 1000 over the unknown pixels, mean over {COMPOSITES} held-out procedural composites of 256x256.
 GMACs and ms at {SIZE}x{SIZE}; ms on the CPU of this machine. One supernet of {report["parameters"] / 1e6:.3f} M parameters
-serves all budgets. The colour prior is part of every row: {prior["macs"] / 1e9:.3f} GMACs, {prior["milliseconds_eager"]} ms alone in PyTorch.
+serves all budgets. The colour prior is part of every row: {prior["macs"] / 1e9:.3f} GMACs,
+{prior["milliseconds_eager"]} ms alone in PyTorch.
 
 look at   {out / "picture.png"}   (photo: NASA, public domain, from scikit-image)
 curves    {out / "train" / "curves.png"}

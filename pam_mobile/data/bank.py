@@ -81,11 +81,11 @@ def _render(make: Callable[[int], np.ndarray], seeds: Sequence[int], title: str,
     """Stack of make(seed), by one process per core."""
     workers = min(os.cpu_count() or 1, 16)
     if len(seeds) < 4 * workers:
-        return torch.from_numpy(np.stack([make(seed) for seed in seeds]))
+        return torch.from_numpy(np.ascontiguousarray([make(seed) for seed in seeds]))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool, reporter.progress(title, len(seeds)) as advance:
         planes = []
         for plane in pool.map(make, seeds, chunksize=8):
             planes.append(plane)
             advance()
-    return torch.from_numpy(np.stack(planes))
+    return torch.from_numpy(np.ascontiguousarray(planes))

@@ -63,7 +63,7 @@ class Composer:
         matrix = random_affine(batch, self.scale, rng)
         planes = warp(patches, matrix, soft_point(patches[:, 4], rng), crop)
         foreground = colour_jitter(planes[:, 0:3] / 255, self.foreground_jitter, rng)
-        alpha = planes[:, 3:4] / 255
+        alpha = (planes[:, 3:4] / 255).clamp(0, 1)
         depth = (planes[:, 4:5] - DISTANCE_ZERO) / matrix.det().abs().sqrt().to(planes)[:, None, None, None]
         two = (torch.rand((batch, 1, 1, 1), generator=rng) < self.second).to(alpha.device)
         return _put_over(foreground, alpha, depth, two)

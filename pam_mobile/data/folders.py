@@ -60,7 +60,7 @@ def foreground_patches(
                 view = _random_view(foreground, alpha, size, rng)
                 patches.append(make_patch(view[..., :3], view[..., 3]))
                 advance()
-    return torch.from_numpy(np.stack(patches))
+    return torch.from_numpy(np.ascontiguousarray(patches))
 
 
 def background_planes(folder: FilePath, count: int, size: int, seed: int, reporter: Reporter) -> Tensor:
@@ -74,7 +74,7 @@ def background_planes(folder: FilePath, count: int, size: int, seed: int, report
             for _ in range(index, count, len(files)):
                 planes.append(_random_view(image, None, size, rng).transpose(2, 0, 1))
                 advance()
-    return torch.from_numpy(np.stack(planes))
+    return torch.from_numpy(np.ascontiguousarray(planes))
 
 
 def _read_pair(path: FilePath, alpha_path: FilePath) -> tuple[np.ndarray, np.ndarray]:

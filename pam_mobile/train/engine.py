@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import shutil
+import sys
 import time
 from pathlib import Path as FilePath
 from typing import Any
@@ -34,12 +35,10 @@ from .log import RunLog
 from .losses import LossWeights, matting_loss
 from .material import load_bank
 from .stages import STAGES
-from .validate import BATCH, SELECTION, held_out_bank, held_out_composites, mean_sad, search_paths
+from .validate import SELECTION, held_out_composites, mean_sad, search_paths
 
 CONFIG = "config.yaml"
 STATE = "last"
-WATCHED_COMPOSITES = 16
-SELECTION_COMPOSITES = 24
 
 
 class Trainer:
@@ -68,15 +67,13 @@ class Trainer:
         """
         if self.device.type == "cpu":
             _keep_freed_memory()
-        start = self._open(resume)
         done = [stage for stage in self.config.stages if (self._folder(stage) / checkpoint.DOCUMENT).is_file()]
+        start = self._open(resume, done)
         if done == list(self.config.stages):
             self.reporter.say(f"{self.out} is trained already")
             return self._folder(done[-1])
         self.bank = load_bank(self.config.data, self.config.seed, self.reporter).to(self.device)
-        held_out = held_out_bank(SELECTION, self.reporter).to(self.device)
-        self.selection = held_out_composites(held_out, SELECTION_COMPOSITES, SELECTION)
-        self.watched = self.selection[: WATCHED_COMPOSITES // BATCH]
+        self.held_out = held_out_composites(self.config.held_out, SELECTION, self.device, self.reporter)
         for stage in self.config.stages:
             if stage in done:
                 continue
@@ -86,7 +83,7 @@ class Trainer:
     def _folder(self, stage: int) -> FilePath:
         return self.out / f"stage{stage}"
 
-    def _open(self, resume: bool) -> dict[str, Any] | None:
+    def _open(self, resume: bool, done: list[int]) -> dict[str, Any] | None:
         """Prepare the run folder; returns the saved state's document when there is one to continue from."""
         text = to_yaml(self.config)
         existing = self.out / CONFIG
@@ -103,7 +100,7 @@ class Trainer:
                 f"{existing} says other settings than this command", "repeat the command that started the run"
             )
         if not (self.out / STATE / "state.json").exists():
-            self.log.truncate(0, 0)
+            self.log.truncate(max(done, default=0), sys.maxsize)
             return None
         state = read_sealed_json(self.out / STATE / "state.json", "delete the run folder and train again")
         self.log.truncate(state["stage"], state["step"])
@@ -150,7 +147,7 @@ class Trainer:
         losses = matting_loss(alpha, batch, self.weights)
         if not torch.isfinite(losses["loss"]):
             raise PartialFailureError(
-                f"the loss became {float(losses['loss'])} in stage {stage} at step {step}",
+                f"the loss became {losses['loss'].item()} in stage {stage} at step {step}",
                 f"lower the learning rate (--set stage{stage}.learning_rate=...) and train again; the last saved state is kept",
             )
         optimiser.zero_grad(set_to_none=True)
@@ -202,8 +199,8 @@ class Trainer:
             **{name: round(value, 6) for name, value in losses.items()},
             "learning_rate": learning_rate(plan, step - 1, self.config.warmup),
             "crops_per_second": round(crops_per_second, 2),
-            "sad_largest": round(mean_sad(network, self.watched, Path.all_run(self.space.units)), 5),
-            "sad_smallest": round(mean_sad(network, self.watched, Path.all_bypass(self.space.units)), 5),
+            "sad_largest": round(mean_sad(network, self.held_out, Path.all_run(self.space.units)), 5),
+            "sad_smallest": round(mean_sad(network, self.held_out, Path.all_bypass(self.space.units)), 5),
         }
         self.log.append(row)
         self.reporter.detail(json.dumps(row))
@@ -211,7 +208,7 @@ class Trainer:
     def _finish(self, stage: int) -> None:
         """Write the stage's checkpoint: averaged weights, and the measured paths once paths were trained."""
         network = self.averaged()
-        paths = search_paths(network, self.selection, self.reporter) if stage > 1 else PathTable([])
+        paths = search_paths(network, self.held_out, self.reporter) if stage > 1 else PathTable([])
         facts = {
             "stage": stage,
             "precision": self.precision,

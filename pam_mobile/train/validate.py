@@ -9,8 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..budget import knapsack
+from ..config import HeldOut
 from ..cost import CostTable
-from ..data.bank import HELD_OUT_SEED, Bank, synthetic_bank
+from ..data.bank import HELD_OUT_SEED, synthetic_bank
 from ..data.compose import Batch, Composer
 from ..model.supernet import Supernet
 from ..path import Path, PathSpace
@@ -18,7 +19,6 @@ from ..pathtable import MeasuredPath, PathTable
 from ..reporter import Reporter, Silent
 from .losses import unknown_mask
 
-SIZE = 256
 BATCH = 8
 PROPOSALS = 8
 """Budgets between the smallest and the largest path for which candidates are proposed."""
@@ -26,21 +26,19 @@ RANDOM_PER_BUDGET = 2
 
 SELECTION, REPORT = 1, 2
 """Paths are chosen on one held-out set and reported on another; they share no matte, and neither is ever trained on."""
-HELD_OUT_PATCHES = 64
-PATCH = 320
+SPLIT_SEEDS = 1_000_000
 
 
-def held_out_bank(split: int, reporter: Reporter | None = None) -> Bank:
-    """Procedural mattes and backgrounds that training never sees. split: SELECTION or REPORT."""
-    seed = HELD_OUT_SEED + split * HELD_OUT_PATCHES
-    return synthetic_bank(seed, HELD_OUT_PATCHES, HELD_OUT_PATCHES, PATCH, reporter)
-
-
-def held_out_composites(bank: Bank, count: int, seed: int, size: int = SIZE) -> list[Batch]:
-    """`count` fixed composites of one foreground each, size x size pixels, in batches, determined by the bank and the seed."""
-    rng = Generator().manual_seed(seed)
+def held_out_composites(
+    held_out: HeldOut, split: int, device: torch.device, reporter: Reporter | None = None
+) -> list[Batch]:
+    """Fixed composites of one foreground each, in batches. split: SELECTION or REPORT."""
+    seed = HELD_OUT_SEED + split * SPLIT_SEEDS
+    bank = synthetic_bank(seed, held_out.patches, held_out.patches, held_out.patch_size, reporter).to(device)
+    rng = Generator().manual_seed(split)
     composer = Composer(second=0, hard=0)
-    return [composer(bank, min(BATCH, count - i), size, rng) for i in range(0, count, BATCH)]
+    counts = [min(BATCH, held_out.composites - i) for i in range(0, held_out.composites, BATCH)]
+    return [composer(bank, count, held_out.size, rng) for count in counts]
 
 
 def sad_per_image(alpha: Tensor, batch: Batch) -> Tensor:

@@ -1,0 +1,138 @@
+"""Composites are what they claim to be, on every draw."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pam_mobile.data.augment import colour_jitter, degrade, gaussian_blur, random_affine, warp
+from pam_mobile.data.bank import Bank
+from pam_mobile.data.compose import Composer, soft_point
+from pam_mobile.data.patch import DISTANCE_ZERO, make_patch, signed_distance
+from pam_mobile.data.synthetic import make_background, make_matte
+
+
+@cache
+def bank() -> Bank:
+    mattes = [make_matte(seed, 128) for seed in range(12)]
+    patches = np.stack([make_patch(m.foreground, m.alpha) for m in mattes])
+    backgrounds = np.stack([make_background(seed, 128).transpose(2, 0, 1) for seed in range(6)])
+    return Bank(torch.from_numpy(patches), torch.from_numpy(np.ascontiguousarray(backgrounds)))
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10_000), st.sampled_from([64, 96]))
+def test_a_batch_keeps_its_promises(seed: int, crop: int) -> None:
+    b = Composer()(bank(), 4, crop, generator(seed))
+    assert b.image.shape == b.foreground.shape == b.background.shape == (4, 3, crop, crop)
+    assert b.alpha.shape == b.trimap.shape == (4, 1, crop, crop)
+    for x in b:
+        assert torch.isfinite(x).all()
+        assert x.min() >= 0
+        assert x.max() <= 1
+    assert set(b.trimap.unique().tolist()) <= {0.0, 0.5, 1.0}
+    soft = (b.alpha > 0.5 / 255) & (b.alpha < 254.5 / 255)
+    assert (b.trimap[soft] == 0.5).all()
+    assert (b.alpha[b.trimap == 1] > 254.4 / 255).all()
+    assert (b.alpha[b.trimap == 0] < 0.6 / 255).all()
+    assert ((b.trimap == 0.5).flatten(1).sum(1) > 0).all()
+
+
+def test_the_image_is_the_composite_where_nothing_was_degraded() -> None:
+    b = Composer()(bank(), 16, 64, generator(0))
+    error = (b.image - (b.alpha * b.foreground + (1 - b.alpha) * b.background)).abs().amax((1, 2, 3))
+    assert (error < 0.6 / 255).sum() >= 3
+    assert (error > 0.6 / 255).sum() >= 3
+
+
+def test_a_seed_determines_every_byte_and_another_seed_changes_them() -> None:
+    first, again, other = (Composer()(bank(), 4, 64, generator(seed)) for seed in (5, 5, 6))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.image, other.image)
+
+
+def test_low_contrast_backgrounds_are_replaced() -> None:
+    def contrast(composer: Composer) -> torch.Tensor:
+        b = composer(bank(), 32, 64, generator(1))
+        unknown = b.trimap == 0.5
+        return ((b.foreground - b.background).abs().mean(1, keepdim=True) * unknown).sum((1, 2, 3)) / unknown.sum(
+            (1, 2, 3)
+        )
+
+    assert (contrast(Composer(hard=0)) < 60 / 255).sum() < (contrast(Composer(hard=1)) < 60 / 255).sum()
+
+
+def test_two_foregrounds_compose_like_layers() -> None:
+    one, two = (Composer(second=share, hard=1)(bank(), 8, 64, generator(2)) for share in (0, 1))
+    expected = one.alpha + one.alpha.roll(1, 0) * (1 - one.alpha)
+    torch.testing.assert_close(two.alpha, expected)
+
+
+def test_signed_distance_of_a_half_plane() -> None:
+    alpha = np.zeros((21, 40), np.uint8)
+    alpha[:, 20:] = 255
+    row = signed_distance(alpha)[10].astype(int) - DISTANCE_ZERO
+    assert row[19] == -1
+    assert row[20] == 1
+    assert row[30] == pytest.approx(11, abs=1)
+    assert row[9] == pytest.approx(-11, abs=1)
+
+
+def test_warp_by_the_identity_returns_the_centre() -> None:
+    x = torch.rand(1, 2, 16, 16)
+    y = warp(x, torch.eye(2)[None], torch.tensor([[7.5, 7.5]]), 16)
+    torch.testing.assert_close(y, x, atol=1e-5, rtol=0)
+    shifted = warp(x, torch.eye(2)[None], torch.tensor([[8.5, 7.5]]), 8)
+    torch.testing.assert_close(shifted, x[:, :, 4:12, 5:13], atol=1e-5, rtol=0)
+
+
+def test_affine_scale_is_within_its_range() -> None:
+    scales = random_affine(500, (0.5, 2.0), generator(0)).det().abs().sqrt()
+    assert scales.min() > 0.4
+    assert scales.max() < 2.4
+    assert scales.std() > 0.2
+
+
+def test_blur_keeps_constants_and_leaves_sigma_zero_alone() -> None:
+    x = torch.rand(3, 3, 20, 20)
+    y = gaussian_blur(x, torch.tensor([0.0, 1.0, 2.0]), 5)
+    assert torch.equal(y[0], x[0])
+    assert y[2].std() < y[1].std() < x[1].std()
+    flat = torch.full((2, 3, 20, 20), 0.3)
+    torch.testing.assert_close(gaussian_blur(flat, torch.tensor([1.0, 2.0]), 5), flat)
+
+
+def test_blur_is_a_gaussian() -> None:
+    x = torch.zeros(1, 1, 31, 31)
+    x[0, 0, 15, 15] = 1
+    y = gaussian_blur(x, torch.tensor([2.0]), 10)[0, 0]
+    assert (y[15, 17] / y[15, 15]).item() == pytest.approx(np.exp(-0.5), rel=1e-3)
+
+
+def test_jitter_of_strength_zero_changes_nothing_and_greys_keep_their_order() -> None:
+    x = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(colour_jitter(x, 0.0, generator(0)), x.clamp(1e-4, 1), atol=1e-5, rtol=0)
+    assert not torch.allclose(colour_jitter(x, 1.0, generator(0)), x, atol=0.02)
+
+
+def test_degrade_leaves_about_half_of_the_images() -> None:
+    x = (torch.rand(200, 3, 12, 12) * 255).round() / 255
+    same = (degrade(x, generator(0)) - x).abs().amax((1, 2, 3)) < 1e-6
+    assert 60 < same.sum() < 140
+
+
+def test_soft_point_lies_near_the_soft_region() -> None:
+    depth = torch.full((50, 64, 64), 250.0)
+    depth[:, 20:30, 40:50] = DISTANCE_ZERO
+    at = soft_point(depth, generator(0))
+    inside = (at[:, 0] >= 40) & (at[:, 0] < 50) & (at[:, 1] >= 20) & (at[:, 1] < 30)
+    assert inside.float().mean() > 0.3

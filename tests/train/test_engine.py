@@ -1,0 +1,163 @@
+"""Training: logs, checkpoints, exact resume, refusals, and that it learns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from strategies import TINY_RUN
+
+from pam_mobile import checkpoint
+from pam_mobile.config import Crop, HeldOut, Stage
+from pam_mobile.cost import CostTable
+from pam_mobile.errors import IntegrityError, PartialFailureError, UsageError
+from pam_mobile.path import Path as NetworkPath
+from pam_mobile.path import PathSpace
+from pam_mobile.reporter import Silent
+from pam_mobile.train import engine
+from pam_mobile.train.engine import Trainer, learning_rate
+from pam_mobile.train.stages import random_path, whole_network
+from pam_mobile.train.validate import half_sad, held_out_composites, mean_sad, prior_sad
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder).supernet.state_dict()
+
+
+def test_a_run_leaves_checkpoints_logs_and_a_picture(run_folder: Path) -> None:
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in rows] == [(1, 2), (1, 4), (2, 2), (2, 4)]
+    assert [int(row["step"]) for row in csv.DictReader((run_folder / "metrics.csv").read_text().splitlines())] == [2, 4, 2, 4]
+    assert (run_folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (run_folder / "last").exists()
+    assert checkpoint.find(str(run_folder)) == run_folder / "stage2"
+    found = checkpoint.load(run_folder / "stage2")
+    measured = {m.path for m in found.paths.measured}
+    units = len(found.preset.units)
+    assert {NetworkPath.all_run(units), NetworkPath.all_bypass(units)} < measured
+    assert len(measured) >= 2 * units + 2
+    assert found.document["data_licence"] == "procedural images only"
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 7])
+def test_resume_continues_exactly(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int) -> None:
+    done = 0
+    step = Trainer._step
+
+    def interrupted(self: Trainer, *args: object) -> object:
+        nonlocal done
+        done += 1
+        if done > stop_after:
+            raise Stop
+        return step(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(Stop):
+        Trainer(TINY_RUN, tmp_path / "run", Silent()).run()
+    monkeypatch.setattr(Trainer, "_step", step)
+    Trainer(TINY_RUN, tmp_path / "run", Silent()).run(resume=True)
+    for stage in ("stage1", "stage2"):
+        expected, got = weights(run_folder / stage), weights(tmp_path / "run" / stage)
+        assert all(torch.equal(expected[name], got[name]) for name in expected)
+    drop = ("crops_per_second",)
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k not in drop} for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (run_folder, tmp_path / "run")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_a_finished_run_is_not_trained_again(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("trained again"))
+    assert Trainer(TINY_RUN, run_folder, Silent()).run(resume=True) == run_folder / "stage2"
+
+
+def test_refusals_name_the_remedy(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds a run already") as error:
+        Trainer(TINY_RUN, run_folder, Silent()).run()
+    assert "--resume" in error.value.hint
+    with pytest.raises(UsageError, match="other settings"):
+        Trainer(replace(TINY_RUN, seed=1), run_folder, Silent()).run(resume=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="not a training run"):
+        Trainer(TINY_RUN, tmp_path, Silent()).run()
+
+
+def test_a_changed_state_is_refused(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run_folder, out)
+    shutil.rmtree(out / "stage2")
+    trainer = Trainer(TINY_RUN, out, Silent())
+    trainer._save_state(2, 2, trainer._optimiser(TINY_RUN.stage2))
+    (state,) = (out / "last").glob("*.safetensors")
+    data = bytearray(state.read_bytes())
+    data[-1] ^= 1
+    state.write_bytes(data)
+    with pytest.raises(IntegrityError, match="is damaged"):
+        Trainer(TINY_RUN, out, Silent()).run(resume=True)
+
+
+def test_a_non_finite_loss_stops_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = engine.matting_loss
+    monkeypatch.setattr(engine, "matting_loss", lambda *a: {k: v * float("nan") for k, v in loss(*a).items()})
+    with pytest.raises(PartialFailureError, match="became nan in stage 1 at step 0") as error:
+        Trainer(TINY_RUN, tmp_path / "run", Silent()).run()
+    assert "learning_rate" in error.value.hint
+
+
+def test_stage_one_trains_the_run_branches_only_and_stage_two_the_connect_layers(run_folder: Path) -> None:
+    torch.manual_seed(TINY_RUN.seed)
+    start = engine.Supernet(engine.preset("tiny", prior=True)).state_dict()
+    first, second = weights(run_folder / "stage1"), weights(run_folder / "stage2")
+
+    def moved(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], part: str) -> bool:
+        return any(not torch.equal(a[name], b[name]) for name in a if part in name)
+
+    assert moved(start, first, ".blocks.")
+    assert not moved(start, first, ".connect.")
+    assert moved(first, second, ".connect.")
+    assert not moved(start, second, ".head.semantics")
+
+
+def test_stage_rules() -> None:
+    space = PathSpace(CostTable.of(engine.preset("tiny"), 32, 32))
+    assert whole_network(space, np.random.default_rng(0)) == NetworkPath.all_run(9)
+    drawn = [random_path(space, np.random.default_rng(i)) for i in range(400)]
+    shares = np.mean([list(path) for path in drawn], axis=0)
+    assert np.all(np.abs(shares - 0.5) < 0.1)
+
+
+def test_learning_rate_rises_and_falls_to_zero() -> None:
+    plan = Stage(steps=100, learning_rate=1.0)
+    values = [learning_rate(plan, step, 10) for step in range(101)]
+    assert values[0] == pytest.approx(0.1)
+    assert max(values) > 0.95
+    assert values[100] == pytest.approx(0, abs=1e-9)
+
+
+def test_training_beats_its_start_on_what_it_sees(tmp_path: Path) -> None:
+    """Overfit one small bank: the network must improve on the prior it starts from."""
+    config = replace(
+        TINY_RUN,
+        stages=(1,),
+        stage1=Stage(steps=40, learning_rate=3e-3),
+        crops=(Crop(64, 4, 1.0),),
+        validate_every=40,
+    )
+    held_out = HeldOut(patches=6, patch_size=96, composites=6, size=64)
+    seen = held_out_composites(held_out, 0, torch.device("cpu"))
+    trainer = Trainer(config, tmp_path / "run", Silent())
+    trainer.compose = lambda bank, batch, crop, rng: seen[0]  # type: ignore[assignment,misc]
+    trainer.run()
+    network = checkpoint.load(tmp_path / "run" / "stage1").supernet
+    assert mean_sad(network, seen, NetworkPath.all_run(9)) < 0.8 * prior_sad(seen) < half_sad(seen)
