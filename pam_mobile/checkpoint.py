@@ -64,6 +64,8 @@ def load(folder: FilePath) -> Checkpoint:
             f"{folder / DOCUMENT} has schema version {document.get('schema_version')}, this pam-mobile reads {SCHEMA_VERSION}",
             "upgrade: pip install -U pam-mobile",
         )
+    if not {"preset", "weights", "paths"} <= document.keys():
+        raise InputError(f"{folder / DOCUMENT} is not a checkpoint's document", REMEDY)
     weights = folder / document["weights"]["file"]
     verify_file(weights, document["weights"]["sha256"], REMEDY)
     preset = structure(document["preset"], Preset)

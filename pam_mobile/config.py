@@ -12,6 +12,7 @@ import yaml
 from cattrs import Converter, transform_error
 from cattrs.errors import ClassValidationError
 
+from .data.synthetic import KINDS
 from .errors import InputError, PamError, UsageError
 
 
@@ -41,6 +42,8 @@ class Data:
     """Procedural foregrounds in the bank (patches of `size` pixels, 512 kB each at 320)."""
     backgrounds: int = 300
     size: int = 320
+    kinds: tuple[str, ...] = KINDS
+    """Kinds of procedural matte; the held-out ones are of the same kinds."""
     foreground_folder: str = ""
     alpha_folder: str = ""
     """Empty: the foregrounds carry their alpha as a fourth channel."""
@@ -129,7 +132,7 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
         *parents, leaf = name.split(".")
         target = values
         for key in parents:
-            target = target.get(key, {})
+            target = target.get(key, {}) if isinstance(target, dict) else {}
         if not equals:
             raise UsageError(f"--set {assignment}: a value is missing", f"write {name}=VALUE")
         if not isinstance(target, dict) or leaf not in target:

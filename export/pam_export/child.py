@@ -86,7 +86,7 @@ def _start(jobs: Sequence[Job], folders: Sequence[FilePath]) -> str:
             return f"did not finish within {SECONDS_PER_JOB * len(jobs)} s"
         log.seek(0)
         tail = last_lines(log.read().decode(errors="replace"))
-    return f"crashed its process ({f'signal {-code}' if code < 0 else f'exit code {code}'}); {tail}"
+    return f"crashed its process ({f'signal {-code}' if code < 0 else f'exit code {code}'}); {tail}".rstrip("; ")
 
 
 def _read(folder: FilePath) -> Outcome | None:

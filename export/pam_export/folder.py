@@ -149,7 +149,7 @@ def _build(
     reporter.say(f"[{position}] {p.name}: building path {p.choice.path}, {p.macs / GIGA:.2f} GMACs")
     started = time.monotonic()
     network = network_of(supernet, p.choice.path)
-    backend = p.recipe.build(wrap(network), inputs[0].inputs(), folder / p.name, _info(p, supernet.preset, model))
+    backend = p.recipe.build(wrap(network), inputs[0].inputs(), folder / p.name, key_facts(p, supernet.preset, model))
     reporter.detail(
         f"[{position}] {p.name}: {time.monotonic() - started:.0f} s, "
         f"{backend['delegated_ops']} of {backend['total_ops']} operations delegated"
@@ -157,7 +157,7 @@ def _build(
     return Built(p, parameter_count(network), backend, reference(network, inputs))
 
 
-def _info(p: Plan, preset: Preset, model: Mapping[str, Any]) -> dict[str, str | int]:
+def key_facts(p: Plan, preset: Preset, model: Mapping[str, Any]) -> dict[str, str | int]:
     """The key facts that are written into the artifact itself."""
     return {
         "arch": preset.label,
@@ -227,7 +227,7 @@ def _entry(item: Built, parity: Parity, folder: FilePath) -> dict[str, Any]:
         "prior_macs": p.table.prior,
         "params": item.params,
         "counter": "exact table of convolution MACs",
-        "io": io_description(p.size),
+        "io": io_description(p.size, p.recipe.images),
         "precision": {"weights": p.recipe.precision, "activations": p.recipe.precision, "calibration": None},
         "backend": item.backend,
         "files": manifest.file_entries(folder, folder / p.name),

@@ -32,6 +32,8 @@ class Recipe:
     """The Python package that makes it."""
     precision: str
     suffix: str
+    images: bool
+    """Whether inputs are 8-bit images, or float tensors."""
     gate: Gate
     how: str
     """How its numbers are checked here, for the manifest."""
@@ -56,6 +58,7 @@ RECIPES = {
             package="executorch",
             precision="fp32",
             suffix="pte",
+            images=False,
             gate=Gate(max_abs=1e-4, mean_abs=1e-5),
             how="executed in the ExecuTorch runtime",
             build=executorch.build,
@@ -67,6 +70,7 @@ RECIPES = {
             package="coremltools",
             precision="fp16",
             suffix="mlpackage",
+            images=True,
             gate=Gate(max_abs=5e-2, mean_abs=2e-3),
             how="converted, not executed: the saved MIL program was interpreted with torch, each result rounded to its type",
             build=coreml.build,

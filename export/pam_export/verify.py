@@ -77,12 +77,13 @@ def _run(folder: FilePath, target: str, artifacts: Sequence[Mapping[str, Any]]) 
     ]
     outcomes = run_isolated(jobs)
     return [
-        _check(artifact, golden[artifact["golden"]["alpha"]], outcome)
+        judge(artifact, golden[artifact["golden"]["alpha"]], outcome)
         for artifact, golden, outcome in zip(artifacts, goldens, outcomes, strict=True)
     ]
 
 
-def _check(artifact: Mapping[str, Any], expected: Tensor, outcome: Outcome) -> Check:
+def judge(artifact: Mapping[str, Any], expected: Tensor, outcome: Outcome) -> Check:
+    """Compare what an artifact gave, and what it says about itself, with the manifest and the golden alpha."""
     name = artifact["name"]
     if outcome.error:
         return Check(name, False, float("inf"), outcome.error)

@@ -38,9 +38,16 @@ def wrap(network: nn.Module) -> Wrapper:
     return Wrapper(plain(network)).eval().requires_grad_(False)
 
 
-def io_description(size: int) -> list[dict[str, Any]]:
-    """The manifest's `io`: what goes in and out of every artifact of this size."""
-    image = {"name": IMAGE, "shape": [1, 3, size, size], "colour": "sRGB", "range": [0, 1], "role": "input"}
-    trimap = {"name": TRIMAP, "shape": [1, 1, size, size], "colour": "grey", "values": [0, 0.5, 1], "role": "input"}
-    alpha = {"name": ALPHA, "shape": [1, 1, size, size], "colour": "grey", "range": [0, 1], "role": "output"}
-    return [{**entry, "layout": "NCHW", "dtype": "float32"} for entry in (image, trimap, alpha)]
+def io_description(size: int, images: bool) -> list[dict[str, Any]]:
+    """The manifest's `io`. images: whether inputs are 8-bit images that the artifact scales itself, or float tensors."""
+    kind = {"type": "image", "dtype": "uint8"} if images else {"type": "tensor", "dtype": "float32", "layout": "NCHW"}
+    top = 255 if images else 1
+    image = {"name": IMAGE, "shape": [1, 3, size, size], "colour": "sRGB", "range": [0, top]}
+    values = [0, 128, 255] if images else [0, 0.5, 1]
+    trimap = {"name": TRIMAP, "shape": [1, 1, size, size], "colour": "grey", "values": values}
+    alpha = {"name": ALPHA, "shape": [1, 1, size, size], "colour": "grey", "range": [0, 1]}
+    return [
+        {**image, **kind, "role": "input"},
+        {**trimap, **kind, "role": "input"},
+        {**alpha, "type": "tensor", "dtype": "float32", "layout": "NCHW", "role": "output"},
+    ]

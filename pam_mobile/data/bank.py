@@ -20,7 +20,7 @@ from torch import Tensor
 from ..files import atomic_path
 from ..reporter import Reporter, Silent
 from .patch import make_patch
-from .synthetic import make_background, make_matte
+from .synthetic import KINDS, WEIGHTS, make_background, make_matte
 
 BANK_VERSION = 1
 """Raised whenever the generator draws other pixels, so that no stale cache is used."""
@@ -42,9 +42,17 @@ class Bank:
         return Bank(self.patches.to(device), self.backgrounds.to(device))
 
 
-def synthetic_bank(seed: int, patches: int, backgrounds: int, size: int, reporter: Reporter | None = None) -> Bank:
-    """Procedural bank of the given counts; made once and kept in the cache folder."""
-    name = f"v{BANK_VERSION}-seed{seed}-{patches}x{backgrounds}x{size}.safetensors"
+def synthetic_bank(
+    seed: int,
+    patches: int,
+    backgrounds: int,
+    size: int,
+    kinds: Sequence[str] = KINDS,
+    reporter: Reporter | None = None,
+) -> Bank:
+    """Procedural bank of the given counts and kinds of matte; made once and kept in the cache folder."""
+    mix = "all" if tuple(kinds) == KINDS else "-".join(kinds)
+    name = f"v{BANK_VERSION}-{mix}-seed{seed}-{patches}x{backgrounds}x{size}.safetensors"
     cached = cache_folder() / "banks" / name
     if cached.is_file():
         try:
@@ -53,7 +61,7 @@ def synthetic_bank(seed: int, patches: int, backgrounds: int, size: int, reporte
             cached.unlink()
     reporter = reporter or Silent()
     bank = Bank(
-        patches=_render(partial(_matte_patch, size), range(seed, seed + patches), "making mattes", reporter),
+        patches=_render(partial(_matte_patch, size, tuple(kinds)), range(seed, seed + patches), "making mattes", reporter),
         backgrounds=_render(
             partial(_background, size), range(seed, seed + backgrounds), "making backgrounds", reporter
         ),
@@ -68,8 +76,10 @@ def cache_folder() -> FilePath:
     return FilePath(os.environ.get("PAM_HOME") or user_cache_dir("pam_mobile"))
 
 
-def _matte_patch(size: int, seed: int) -> np.ndarray:
-    matte = make_matte(seed, size)
+def _matte_patch(size: int, kinds: tuple[str, ...], seed: int) -> np.ndarray:
+    weights = np.array([WEIGHTS[kind] for kind in kinds])
+    kind = str(np.random.default_rng(seed).choice(kinds, p=weights / weights.sum()))
+    matte = make_matte(seed, size, kind)
     return make_patch(matte.foreground, matte.alpha)
 
 

@@ -36,11 +36,11 @@ class Composer:
     """Source pixels per output pixel."""
     trimap_radius: tuple[float, float] = (1.0, 0.07)
     """Smallest width of the unknown band beyond the soft pixels in pixels, and largest as a share of the crop."""
-    second: float = 0.15
+    second: float = 0.1
     """Share of composites with two foregrounds."""
-    contrast: float = 60 / 255
+    contrast: float = 90 / 255
     """Mean distance of foreground and background colour in the unknown region below which another background is tried."""
-    hard: float = 0.1
+    hard: float = 0.05
     """Share of low-contrast composites that stay as they are."""
     foreground_jitter: float = 0.7
     background_jitter: float = 0.5

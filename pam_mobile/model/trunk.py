@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         y = run_units(self.units8, self.squeeze8(torch.cat([upsample(y), f8], 1)), step)
         y = run_units(self.units4, self.squeeze4(torch.cat([upsample(y), f4], 1)), step)
         y = self.level2(torch.cat([upsample(self.convs4(y)), f2], 1))
-        return self.head(self.level1(torch.cat([upsample(y), f1, x], 1)))
+        return self.head(self.level1(torch.cat([upsample(y), f1, x.to(f1.dtype)], 1)))
 
 
 def known_masks(trimap: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class MattingNet(nn.Module):
     def forward(self, image: Tensor, trimap: Tensor, step: Step) -> Tensor:
         """image: (N, 3, H, W) sRGB in [0, 1]; trimap: (N, 1, H, W); H and W multiples of 32.
 
-        Returns alpha (N, 1, H, W): known pixels exactly 0 or 1, the others in [0, 1] (not clamped in training mode).
+        Returns alpha (N, 1, H, W) in [0, 1], known pixels exactly 0 or 1. In training, pixels beyond the range keep their gradient.
         """
         fg, bg = known_masks(trimap)
         unknown = 1 - fg - bg
@@ -114,9 +114,11 @@ class MattingNet(nn.Module):
             guess = self.prior(image, fg, bg)
             x = torch.cat([x, guess], 1)
             alpha = guess[:, 1:2] + self.decoder(self.encoder(x, step), x, step)
-        if not self.training:
-            alpha = alpha.clamp(0.0, 1.0)
-        return alpha * unknown + fg
+        clamped = alpha.clamp(0.0, 1.0)
+        if self.training:
+            # Straight-through: being beyond 0 where alpha is 0 costs nothing, being there where it is 1 can be unlearned.
+            clamped = alpha + (clamped - alpha).detach()
+        return clamped * unknown + fg
 
     def unit_lists(self) -> tuple[nn.ModuleList, ...]:
         """The units' places, in the order of execution."""

@@ -48,7 +48,7 @@ class Trainer:
         accelerate = _require_accelerate()
         self.config, self.out, self.reporter = config, out, reporter
         self.precision = _precision(config.precision)
-        self.accelerator = accelerate.Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no")
+        self.accelerator = accelerate.Accelerator()
         self.device: torch.device = self.accelerator.device
         torch.manual_seed(config.seed)
         supernet = Supernet(preset(config.preset, config.prior))
@@ -73,7 +73,7 @@ class Trainer:
             self.reporter.say(f"{self.out} is trained already")
             return self._folder(done[-1])
         self.bank = load_bank(self.config.data, self.config.seed, self.reporter).to(self.device)
-        self.held_out = held_out_composites(self.config.held_out, SELECTION, self.device, self.reporter)
+        self.held_out = held_out_composites(self.config.held_out, self.config.data.kinds, SELECTION, self.device, self.reporter)
         for stage in self.config.stages:
             if stage in done:
                 continue
@@ -142,7 +142,7 @@ class Trainer:
         image = batch.image.contiguous(memory_format=torch.channels_last)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(plan, step, self.config.warmup)
-        with self.accelerator.autocast():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             alpha = model(image, batch.trimap, path=path)
         losses = matting_loss(alpha, batch, self.weights)
         if not torch.isfinite(losses["loss"]):

@@ -16,7 +16,7 @@ PYRAMID_LEVELS = 5
 class LossWeights(NamedTuple):
     l1: float = 1.0
     composition: float = 1.0
-    laplacian: float = 0.25
+    laplacian: float = 0.1
 
 
 def unknown_mask(trimap: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def load_bank(data: Data, seed: int, reporter: Reporter) -> Bank:
         4 if own_foregrounds else data.patches,
         4 if own_backgrounds else data.backgrounds,
         data.size,
+        data.kinds,
         reporter,
     )
     patches, backgrounds = bank.patches, bank.backgrounds

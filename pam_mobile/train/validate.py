@@ -30,11 +30,11 @@ SPLIT_SEEDS = 1_000_000
 
 
 def held_out_composites(
-    held_out: HeldOut, split: int, device: torch.device, reporter: Reporter | None = None
+    held_out: HeldOut, kinds: Sequence[str], split: int, device: torch.device, reporter: Reporter | None = None
 ) -> list[Batch]:
     """Fixed composites of one foreground each, in batches. split: SELECTION or REPORT."""
     seed = HELD_OUT_SEED + split * SPLIT_SEEDS
-    bank = synthetic_bank(seed, held_out.patches, held_out.patches, held_out.patch_size, reporter).to(device)
+    bank = synthetic_bank(seed, held_out.patches, held_out.patches, held_out.patch_size, kinds, reporter).to(device)
     rng = Generator().manual_seed(split)
     composer = Composer(second=0, hard=0)
     counts = [min(BATCH, held_out.composites - i) for i in range(0, held_out.composites, BATCH)]

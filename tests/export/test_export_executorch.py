@@ -1,0 +1,155 @@
+"""The .pte: the colour prior inside, nothing left outside the delegate, and the rewrites that make it so."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import pytest
+import torch
+import torch.nn.functional as F
+from export_samples import SIZE
+from torch import Tensor, nn
+
+from pam_export import RECIPES, executorch
+from pam_export.parity import cases, compare, reference
+from pam_export.plain import PlainConnect, plain
+from pam_export.quiet import quiet
+from pam_export.rewrite import MAX_TAPS, SplitDepthwise, fold_batch_norm, for_xnnpack, split_depthwise, windows
+from pam_export.wrapper import network_of, wrap
+from pam_kernels import Connect, DepthwiseConv2d
+from pam_mobile.errors import IntegrityError
+from pam_mobile.model.supernet import Supernet
+from pam_mobile.path import Path
+
+
+class Large(nn.Module):
+    """Three large depthwise convolutions, the first with batch norm; two inputs as exporters want them."""
+
+    def __init__(self, kernels: tuple[int, ...] = (7, 9, 13)) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(DepthwiseConv2d(4, k) for k in kernels)
+        self.first = nn.Sequential(DepthwiseConv2d(4, 7, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, image: Tensor, trimap: Tensor) -> Tensor:
+        x = self.first(torch.cat([image, trimap], 1))
+        for conv in self.convs:
+            x = conv(x)
+        return 1 - x[:, 1:2] * 0.5
+
+
+def test_the_colour_prior_is_inside_and_equal(prior_supernet: Supernet, tmp_path: FilePath) -> None:
+    network = network_of(prior_supernet, Path.parse("010"))
+    inputs = cases(SIZE)
+    backend = executorch.build(wrap(network), inputs[0].inputs(), tmp_path / "prior.pte", {"path": "010"})
+    assert (backend["leftovers"], backend["delegates"]) == (0, 1)
+    images, trimaps = torch.cat([c.image for c in inputs]), torch.cat([c.trimap for c in inputs])
+    alphas = executorch.execute(tmp_path / "prior.pte", images, trimaps)
+    wanted = reference(network, inputs)
+    parity = compare(wanted, alphas.split(1), RECIPES["executorch"].gate)
+    assert parity.passed, str(parity)
+    other = reference(network_of(prior_supernet, Path.parse("111")), inputs)
+    assert not compare(other, alphas.split(1), RECIPES["executorch"].gate).passed
+
+
+class Unsupported(nn.Module):
+    def forward(self, image: Tensor, trimap: Tensor) -> Tensor:
+        return F.interpolate(image * trimap, scale_factor=2.0, mode="nearest")
+
+
+def test_an_operation_outside_the_delegate_is_refused(tmp_path: FilePath) -> None:
+    with pytest.raises(IntegrityError, match=r"XNNPACK left \d+ operations outside its delegate: .*upsample_nearest2d"):
+        executorch.build(Unsupported(), cases(32)[0].inputs(), tmp_path / "bad.pte", {})
+    assert not (tmp_path / "bad.pte").exists()
+
+
+@pytest.mark.parametrize("lift", [True, False])
+def test_numbers_stay_inside_only_when_they_are_lifted(lift: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not lift:
+        monkeypatch.setattr(executorch, "lift_scalars", lambda module: module)
+    with quiet("lowering"):
+        edge = executorch.lower(Large((5,)), cases(32)[0].inputs())
+    assert bool(executorch.leftovers(edge.exported_program().graph_module.graph)) != lift
+
+
+@pytest.mark.parametrize("k", [7, 9, 11, 13, 31])
+def test_windows_tile_the_kernel_with_at_most_25_taps(k: int) -> None:
+    covered = torch.zeros(k, k)
+    for a, b, c, d in windows(k):
+        assert (b - a) * (d - c) <= MAX_TAPS
+        covered[a:b, c:d] += 1
+    assert torch.equal(covered, torch.ones(k, k))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("k", [7, 9, 13])
+def test_the_split_is_exact(k: int, bias: bool) -> None:
+    conv = nn.Conv2d(3, 3, k, padding=k // 2, groups=3, bias=bias).double()
+    x = torch.rand(2, 3, 17, 22, dtype=torch.float64)
+    split = SplitDepthwise(conv).double()
+    assert max(part.kernel_size[0] * part.kernel_size[1] for part in split.parts) <= MAX_TAPS  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(split(x), conv(x), rtol=0, atol=1e-13)
+
+
+def test_only_large_plain_depthwise_kernels_are_split() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(4, 4, 7, padding=3, groups=4),
+        nn.Conv2d(4, 4, 5, padding=2, groups=4),
+        nn.Conv2d(4, 4, 7, padding=3),
+        nn.Conv2d(4, 4, 7, stride=2, padding=3, groups=4),
+        nn.Sequential(DepthwiseConv2d(4, 9)),
+    )
+    x = torch.rand(1, 4, 20, 18)
+    before = net(x)
+    assert split_depthwise(net) == 2
+    torch.testing.assert_close(net(x), before)
+
+
+def test_batch_norm_is_folded_into_a_copy() -> None:
+    net = Large((5,))
+    norm = net.first[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.running_mean, norm.running_var = torch.rand(4), torch.rand(4) + 0.5
+    net.eval()
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    inputs = cases(32)[0].inputs()
+    rewritten = for_xnnpack(net)
+    torch.testing.assert_close(rewritten(*inputs), net(*inputs))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in rewritten.modules())
+    assert sum(isinstance(m, SplitDepthwise) for m in rewritten.modules()) == 1
+    assert not any(isinstance(m, SplitDepthwise) for m in net.modules())
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert fold_batch_norm(net) == 1
+
+
+def test_split_kernels_keep_one_delegate_and_their_numbers(tmp_path: FilePath) -> None:
+    net = Large().eval()
+    case = cases(32)[1]
+    backend = executorch.build(net, case.inputs(), tmp_path / "large.pte", {})
+    assert (backend["leftovers"], backend["delegates"]) == (0, 1)
+    got = executorch.execute(tmp_path / "large.pte", case.image, case.trimap)
+    torch.testing.assert_close(got, net(*case.inputs()), rtol=0, atol=1e-5)
+
+
+def test_the_split_is_for_xnnpack_only() -> None:
+    """Core ML's part of the exporter gets the whole kernels."""
+    import coremltools as ct
+
+    from pam_export import coreml
+
+    with quiet("converting"):
+        model = coreml.convert(wrap(Large((9,)).eval()), cases(32)[0].inputs())
+    convolutions = model._mil_program.functions["main"].find_ops(op_type="conv")
+    assert sorted(op.inputs["weight"].shape[2:] for op in convolutions) == [(7, 7), (9, 9)]
+    assert ct.__version__
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "identity"])
+def test_own_operators_become_plain_layers_with_the_same_numbers(activation: str) -> None:
+    net = nn.Sequential(Connect(6, activation), DepthwiseConv2d(6, 5), DepthwiseConv2d(6, 7, stride=2, bias=False))
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    x = torch.rand(1, 6, 12, 10)
+    rewritten = plain(net)
+    torch.testing.assert_close(rewritten(x), net(x))
+    assert [type(m) for m in rewritten] == [PlainConnect, nn.Conv2d, nn.Conv2d]  # type: ignore[attr-defined]
+    assert isinstance(net[0], Connect)

@@ -1,0 +1,188 @@
+"""Verify: what a changed, missing, foreign, exchanged or crashing file leads to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path as FilePath
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pam_export import manifest, verify_folder
+from pam_export.child import Job, Outcome, run_isolated
+from pam_export.verify import check_files, judge
+from pam_mobile.errors import InputError, IntegrityError
+from pam_mobile.files import write_sealed_json
+
+PTE = "pam-mini-v3_b{}_64x64_fp32.pte"
+WEIGHTS = "pam-mini-v3_b100_64x64_fp16.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+
+
+@pytest.fixture
+def no_execution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "pam_export.verify.run_isolated", lambda jobs: pytest.fail("a file was parsed before the refusal")
+    )
+
+
+def flip(path: FilePath) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_good_folder_passes(exported: FilePath) -> None:
+    checks = verify_folder(exported)
+    assert [check.file for check in checks] == [a["name"] for a in manifest.read(exported)["artifacts"]]
+    assert len(checks) == 6
+    assert all(check.passed and 0 < check.max_abs < 5e-2 for check in checks)
+    assert all(check.max_abs < 1e-4 for check in checks if check.file.endswith("pte"))
+
+
+@pytest.mark.usefixtures("no_execution")
+@pytest.mark.parametrize("name", [PTE.format("100"), WEIGHTS, "golden_64x64.safetensors"])
+def test_a_flipped_bit_is_found_before_anything_is_parsed(name: str, copied: Callable[[], FilePath]) -> None:
+    folder = copied()
+    flip(folder / name)
+    with pytest.raises(IntegrityError, match=f"{FilePath(name).name} is damaged"):
+        verify_folder(folder)
+
+
+@pytest.mark.usefixtures("no_execution")
+def test_exchanged_files_are_found(copied: Callable[[], FilePath]) -> None:
+    folder = copied()
+    one, other, aside = folder / PTE.format("100"), folder / PTE.format("096"), folder.parent / "aside"
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+    with pytest.raises(IntegrityError, match="is damaged"):
+        verify_folder(folder)
+
+
+@pytest.mark.usefixtures("no_execution")
+def test_an_edited_manifest_is_found(copied: Callable[[], FilePath]) -> None:
+    folder = copied()
+    text = (folder / manifest.NAME).read_text()
+    assert '"path": "010"' in text
+    (folder / manifest.NAME).write_text(text.replace('"path": "010"', '"path": "011"'))
+    with pytest.raises(IntegrityError, match=r"manifest\.json is damaged or was edited"):
+        verify_folder(folder)
+
+
+@pytest.mark.usefixtures("no_execution")
+def test_a_missing_and_an_extra_file_are_found(copied: Callable[[], FilePath]) -> None:
+    folder = copied()
+    extra = folder / "pam-mini-v3_b100_64x64_fp16.mlpackage" / "notes.txt"
+    extra.write_text("x")
+    with pytest.raises(IntegrityError, match=r"notes\.txt is not listed"):
+        verify_folder(folder)
+    extra.unlink()
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(IntegrityError, match=r"weight\.bin is missing"):
+        verify_folder(folder)
+    with pytest.raises(InputError, match="does not exist"):
+        verify_folder(folder / "nowhere")
+
+
+@pytest.mark.usefixtures("no_execution")
+def test_a_link_in_place_of_a_file_is_refused(copied: Callable[[], FilePath]) -> None:
+    folder = copied()
+    target = folder.parent / "elsewhere.pte"
+    (folder / PTE.format("100")).rename(target)
+    (folder / PTE.format("100")).symlink_to(target)
+    with pytest.raises(IntegrityError, match="is missing"):
+        verify_folder(folder)
+
+
+@pytest.mark.usefixtures("no_execution")
+@pytest.mark.parametrize("name", ["../secret.pte", "/etc/hostname"])
+def test_a_manifest_cannot_point_outside_its_folder(name: str, exported: FilePath) -> None:
+    content = manifest.read(exported)
+    content["artifacts"][0]["files"][0]["path"] = name
+    with pytest.raises(IntegrityError, match="outside the folder"):
+        check_files(exported, content)
+
+
+@pytest.mark.usefixtures("no_execution")
+def test_a_newer_schema_is_refused_with_the_pip_line(tmp_path: FilePath) -> None:
+    write_sealed_json(tmp_path / manifest.NAME, {"kind": manifest.KIND, "schema_version": 99})
+    with pytest.raises(InputError, match="has schema 99") as caught:
+        verify_folder(tmp_path)
+    assert caught.value.hint == "pip install --upgrade pam-mobile"
+    write_sealed_json(tmp_path / manifest.NAME, {"kind": "web app", "schema_version": 1})
+    with pytest.raises(InputError, match="is no export manifest"):
+        verify_folder(tmp_path)
+
+
+def test_wrong_artifacts_under_fitting_hashes_fail_and_the_rest_is_still_checked(
+    copied: Callable[[], FilePath],
+) -> None:
+    """A manifest that was sealed again: 100 is a copy of 096, 097 lost its end, 096 is untouched."""
+    folder = copied()
+    content = manifest.read(folder)
+    content["artifacts"] = [a for a in content["artifacts"] if a["target"] == "executorch"]
+    for package in folder.glob("*.mlpackage"):
+        shutil.rmtree(package)
+    shutil.copy(folder / PTE.format("096"), folder / PTE.format("100"))
+    short = folder / PTE.format("097")
+    short.write_bytes(short.read_bytes()[:4000])
+    # The manifest is a lie all the way: it even says path 000 of the artifact that should be 111.
+    content["artifacts"][0] |= {key: content["artifacts"][2][key] for key in ("path", "macs")}
+    for artifact in content["artifacts"]:
+        artifact["files"] = manifest.file_entries(folder, folder / artifact["name"])
+    manifest.write(folder, content)
+    # Truncated on purpose: the runtime may refuse it or die of it.
+    wrong, damaged, good = verify_folder(folder)
+    assert (wrong.passed, damaged.passed, good.passed) == (False, False, True)
+    assert 1e-3 < wrong.max_abs < 1
+    assert damaged.max_abs == float("inf")
+
+
+def test_what_an_artifact_says_about_itself_must_fit_the_manifest(exported: FilePath) -> None:
+    artifact = manifest.read(exported)["artifacts"][0]
+    golden = load_file(exported / artifact["golden"]["file"])[artifact["golden"]["alpha"]]
+    facts = (("macs", str(artifact["macs"])), ("path", "111"))
+    assert judge(artifact, golden, Outcome((golden,), facts)).passed
+    check = judge(artifact, golden, Outcome((golden,), (facts[0], ("path", "000"))))
+    assert (check.passed, check.message) == (False, "it holds path 000, the manifest says 111")
+
+
+def test_a_crash_takes_only_its_own_job_down(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the ExecuTorch runtime that aborts on one of three files and cannot read another."""
+    package = tmp_path / "site" / "executorch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "runtime.py").write_text(
+        "import os\n"
+        "class Verification: InternalConsistency = 0\n"
+        "class Method:\n"
+        "    def execute(self, inputs): return [inputs[1] if inputs else 'x']\n"
+        "class Program:\n"
+        "    method_names = {'forward', 'path'}\n"
+        "    def load_method(self, name): return Method()\n"
+        "class Runtime:\n"
+        "    @staticmethod\n"
+        "    def get(): return Runtime()\n"
+        "    def load_program(self, path, verification):\n"
+        "        if path.name == 'crash.pte': os.abort()\n"
+        "        if path.name == 'broken.pte': raise RuntimeError('not a program')\n"
+        "        return Program()\n"
+    )
+    monkeypatch.syspath_prepend(package.parent)
+    image, trimap = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.full((1, 1, 4, 4), 255, dtype=torch.uint8)
+    names = ("good.pte", "crash.pte", "broken.pte", "fine.pte")
+    good, crash, broken, fine = run_isolated([Job("executorch", tmp_path / name, image, trimap) for name in names])
+    assert torch.equal(good.alphas[0], torch.ones(1, 1, 4, 4))
+    assert dict(good.facts) == {"path": "x"}
+    assert crash.error.startswith("crashed its process (signal 6)")
+    assert broken.error == "running ExecuTorch failed: RuntimeError: not a program"
+    assert not fine.error
+
+
+def test_the_manifest_is_plain_sealed_json(exported: FilePath) -> None:
+    content = json.loads((exported / manifest.NAME).read_text())
+    assert content["schema_version"] == manifest.SCHEMA
+    assert len(content["document_sha256"]) == 64

@@ -1,0 +1,256 @@
+"""The command line as a user meets it: answers, --json, errors of one or two lines, exit codes, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from strategies import TINY_RUN, picture_files
+
+from pam_mobile import cli
+from pam_mobile.config import to_yaml
+
+VERBS = ("quickstart", "train", "eval", "predict", "export", "verify", "info", "doctor")
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def pam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["pam-mobile", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        signal.signal(signal.SIGTERM, handler)
+        captured = capsys.readouterr()
+        return Answer(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def test_help_is_instant_and_imports_no_torch() -> None:
+    code = (
+        "import sys, pam_mobile.cli as c; sys.argv = ['pam-mobile', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+    )
+    code += "print([m for m in ('torch', 'cv2', 'numpy', 'coremltools', 'executorch') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+    assert all(verb in run.stdout for verb in VERBS)
+
+
+def test_every_verb_has_help_and_the_shared_options(pam: Any) -> None:
+    for verb in VERBS:
+        answer = pam(verb, "--help")
+        assert answer.code == 0
+        assert "--json" in answer.out
+        assert "--verbose" in answer.out
+
+
+def test_predict_writes_alpha_and_cutout(pam: Any, run_folder: Path, tmp_path: Path) -> None:
+    image, trimap, _ = picture_files(tmp_path)
+    alpha, cutout = tmp_path / "a.png", tmp_path / "c.png"
+    answer = pam(
+        "predict",
+        image,
+        "--trimap",
+        trimap,
+        "--model",
+        run_folder,
+        "--budget",
+        "80%",
+        "--alpha",
+        alpha,
+        "--cutout",
+        cutout,
+        "--json",
+    )
+    assert answer.code == 0
+    document = answer.json
+    assert document["macs"] <= 0.8 * pam("info", run_folder, "--size", 96, "--json").json["macs_largest"]
+    assert cv2.imread(str(alpha), cv2.IMREAD_UNCHANGED).shape == (45, 70)
+    assert cv2.imread(str(cutout), cv2.IMREAD_UNCHANGED).shape == (45, 70, 4)
+    assert pam("predict", image, "--trimap", trimap, "--alpha", alpha, "--bits", 16).code == 0
+    assert cv2.imread(str(alpha), cv2.IMREAD_UNCHANGED).dtype == np.uint16
+
+
+def test_a_budget_above_the_largest_path_runs_the_largest_and_says_so(
+    pam: Any, run_folder: Path, tmp_path: Path
+) -> None:
+    image, trimap, _ = picture_files(tmp_path)
+    answer = pam(
+        "predict", image, "--trimap", trimap, "--model", run_folder, "--budget", "99G", "--alpha", tmp_path / "a.png"
+    )
+    assert answer.code == 0
+    assert "above the largest path" in answer.err
+
+
+def test_eval_prints_a_row_per_budget(pam: Any, run_folder: Path, tmp_path: Path) -> None:
+    picture_files(tmp_path)
+    answer = pam("eval", "--model", run_folder, "--data", tmp_path, "--budgets", "80%,100%", "--json")
+    assert [row["budget"] for row in answer.json["rows"]] == ["80%", "100%"]
+    assert all(row["over_budget"] == 0 for row in answer.json["rows"])
+    text = pam("eval", "--model", "prior", "--data", tmp_path).out
+    assert "SAD" in text
+    assert "100%" in text
+
+
+def test_info_of_presets_prior_and_model(pam: Any, run_folder: Path) -> None:
+    assert {row["preset"] for row in pam("info", "--json").json["presets"]} >= {"full", "phone", "tiny", "tiny+prior"}
+    assert "no parameters" in pam("info", "prior").out
+    document = pam("info", run_folder, "--json").json
+    assert document["parameters"] == pytest.approx(1.2e6, rel=0.02)
+    assert all(row["macs"] <= document["macs_largest"] * int(row["budget"][:-1]) / 100 for row in document["budgets"])
+
+
+def test_doctor(pam: Any) -> None:
+    assert pam("doctor", "--json").json["versions"]["torch"]
+    assert "torch" in pam("doctor").out
+
+
+def test_train_runs_resumes_and_refuses(pam: Any, tmp_path: Path) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text(to_yaml(TINY_RUN))
+    command = (
+        "train",
+        "--preset",
+        "tiny",
+        "--stages",
+        "1,2",
+        "--out",
+        tmp_path / "run",
+        "--config",
+        settings,
+        "--steps",
+        "2,1",
+    )
+    assert pam(*command, "--json").json["checkpoint"].endswith("stage2")
+    again = pam(*command)
+    assert again.code == 2
+    assert "--resume" in again.err
+    resumed = pam(*command, "--resume")
+    assert resumed.code == 0
+    assert "trained already" in resumed.err
+
+
+def test_train_on_own_folders(pam: Any, tmp_path: Path) -> None:
+    picture_files(tmp_path, 120, 150)
+    settings = tmp_path / "run.yaml"
+    settings.write_text(to_yaml(TINY_RUN))
+    folders = ("--fg", tmp_path / "image", "--alpha", tmp_path / "alpha", "--bg", tmp_path / "image")
+    answer = pam("train", "--out", tmp_path / "run", "--config", settings, "--steps", "1,1", *folders)
+    assert answer.code == 0, answer.err
+    document = json.loads((tmp_path / "run" / "stage2" / "checkpoint.json").read_text())
+    assert "images of the user" in document["data_licence"]
+
+
+def bad_inputs(tmp_path: Path, run: Path) -> dict[str, tuple[tuple[object, ...], int, str]]:
+    """name: (arguments, exit code, what the message must name)."""
+    image, trimap, _ = picture_files(tmp_path)
+    broken, small, sure = tmp_path / "broken.png", tmp_path / "small.png", tmp_path / "sure.png"
+    broken.write_bytes(image.read_bytes()[:-200])
+    cv2.imwrite(str(small), np.full((9, 9), 128, np.uint8))
+    cv2.imwrite(str(sure), np.zeros((45, 70), np.uint8))
+    flipped, mixed = tmp_path / "flipped", tmp_path / "mixed"
+    for copy in (flipped, mixed):
+        shutil.copytree(run / "stage2", copy)
+    weights = flipped / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 4
+    weights.write_bytes(data)
+    out = ("--alpha", tmp_path / "out.png", "--cutout", tmp_path / "cut.png")
+    good = ("--trimap", trimap, *out)
+    return {
+        "truncated image": (("predict", broken, *good), 3, "broken.png"),
+        "missing image": (("predict", tmp_path / "none.png", *good), 3, "none.png"),
+        "trimap of another size": (("predict", image, "--trimap", small, *out), 3, "small.png"),
+        "trimap without unknown": (("predict", image, "--trimap", sure, *out), 3, "sure.png"),
+        "budget too small": (("predict", image, *good, "--model", run, "--budget", "10%"), 6, "smallest"),
+        "budget nonsense": (("predict", image, *good, "--model", run, "--budget", "lots"), 2, "lots"),
+        "no such model": (("predict", image, *good, "--model", tmp_path / "no"), 3, "no model found"),
+        "flipped bit": (("predict", image, *good, "--model", flipped), 5, "model.safetensors"),
+        "wrong suffix": (("predict", image, "--trimap", trimap, "--alpha", tmp_path / "out.jpg"), 2, "out.jpg"),
+        "wrong bits": (("predict", image, *good, "--bits", "12"), 2, "12"),
+        "wrong device": (("predict", image, *good, "--device", "abacus"), 2, "abacus"),
+        "unknown option": (("predict", image, "--nonsense"), 2, "--nonsense"),
+        "unknown preset": (("train", "--preset", "huge", "--out", tmp_path / "r"), 2, "huge"),
+        "stage three": (("train", "--stages", "3", "--out", tmp_path / "r"), 2, "path learning"),
+        "setting misspelt": (("train", "--out", tmp_path / "r", "--set", "stage1.stepz=3"), 2, "stepz"),
+        "no data": (("eval", "--data", tmp_path / "none"), 3, "none"),
+        "no target": (("export", "--model", run, "--to", "fridge", "--out", tmp_path / "e"), 2, "fridge"),
+        "odd size": (("export", "--model", run, "--sizes", "100", "--out", tmp_path / "e"), 2, "100"),
+        "export too small": (("export", "--model", run, "--budgets", "5%", "--out", tmp_path / "e"), 6, "smallest"),
+        "nothing to verify": (("verify", tmp_path / "none"), 3, "none"),
+    }
+
+
+def test_bad_input_is_answered_in_two_lines_with_its_code_and_leaves_nothing(
+    pam: Any, run_folder: Path, tmp_path: Path
+) -> None:
+    cases = bad_inputs(tmp_path, run_folder)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name, (arguments, code, text) in cases.items():
+        answer = pam(*arguments)
+        assert answer.code == code, (name, answer)
+        errors = [line for line in answer.err.splitlines() if not line.endswith("...")]
+        assert errors[0].startswith("error: "), (name, answer.err)
+        assert len(errors) <= 2, (name, answer.err)
+        assert text in answer.err, (name, answer.err)
+        assert "Traceback" not in answer.err + answer.out
+        assert answer.out == ""
+        assert sorted(path.name for path in tmp_path.iterdir()) == before, name
+
+
+def test_errors_as_json(pam: Any, tmp_path: Path) -> None:
+    answer = pam("predict", tmp_path / "no.png", "--trimap", "t.png", "--alpha", "a.png", "--json")
+    assert answer.json.keys() == {"code", "message", "hint"}
+    assert answer.json["code"] == answer.code == 3
+    assert pam("predict", "--json").json["code"] == 2
+
+
+def test_an_internal_error_is_not_a_traceback(pam: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pam_mobile.commands.doctor._torch", lambda: 1 / 0)
+    quiet, loud = pam("doctor"), pam("doctor", "-v")
+    assert quiet.code == loud.code == 1
+    assert "Traceback" not in quiet.err
+    assert "ZeroDivisionError" in quiet.err
+    assert "Traceback" in loud.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_training_with_its_code_and_the_run_resumes(tmp_path: Path, number: int, code: int) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text(to_yaml(TINY_RUN))
+    command = [sys.executable, "-m", "pam_mobile", "train", "--out", str(tmp_path / "run"), "--config", str(settings)]
+    long = [*command, "--steps", "100000,1", "--set", "save_every=5"]
+    process = subprocess.Popen(long, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run" / "last" / "state.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert out == ""
+    state = json.loads((tmp_path / "run" / "last" / "state.json").read_text())
+    assert state["step"] % 5 == 0
+    assert (tmp_path / "run" / "last" / state["file"]).exists()

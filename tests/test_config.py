@@ -1,0 +1,192 @@
+"""Settings are checked by name and kind, and survive YAML."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, asdict
+from pathlib import Path as FilePath
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pam_mobile.config import Crop, Data, Stage, TrainConfig, from_dict, load, override, to_yaml
+from pam_mobile.errors import InputError, PamError, UsageError
+
+positive = st.floats(1e-9, 1e3)
+configs = st.builds(
+    TrainConfig,
+    preset=st.text(st.characters(codec="utf-8", categories=("L", "N")), min_size=1, max_size=8),
+    prior=st.booleans(),
+    stages=st.sampled_from([(1,), (2,), (1, 2)]),
+    stage1=st.builds(Stage, steps=st.integers(0, 10**7), learning_rate=positive),
+    crops=st.lists(st.builds(Crop, st.integers(32, 512), st.integers(1, 64), positive), max_size=3).map(tuple),
+    data=st.builds(
+        Data, patches=st.integers(0, 10**6), foreground_folder=st.sampled_from(["", "a b/c: d", "Ä#", "no", "1"])
+    ),
+    seed=st.integers(0, 2**63 - 1),
+    precision=st.sampled_from(["auto", "fp32", "bf16"]),
+    betas=st.tuples(positive, positive),
+)
+
+
+@given(configs)
+def test_yaml_round_trip(config: TrainConfig) -> None:
+    assert from_dict(yaml.safe_load(to_yaml(config)), "x") == config
+
+
+def test_yaml_file_round_trip(tmp_path: FilePath) -> None:
+    config = TrainConfig(preset="phone", data=Data(foreground_folder="Vordergründe"))
+    (tmp_path / "a.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load(tmp_path / "a.yaml") == config
+
+
+def test_what_a_file_leaves_out_is_the_default(tmp_path: FilePath) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 3\ndata: {patches: 5}\n")
+    assert load(tmp_path / "a.yaml") == TrainConfig(seed=3, data=Data(patches=5))
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        TrainConfig().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sead": 1}, "extra fields found (sead)"),
+        ({"data": {"patchs": 3}}, "extra fields found (patchs) @ $.data"),
+        ({"seed": "x"}, "expected int @ $.seed"),
+        ({"seed": 1.5}, "expected int @ $.seed"),
+        ({"seed": True}, "expected int @ $.seed"),
+        ({"seed": None}, "expected int @ $.seed"),
+        ({"prior": "off"}, "expected bool @ $.prior"),
+        ({"prior": 1}, "expected bool @ $.prior"),
+        ({"preset": 3}, "expected str @ $.preset"),
+        ({"clip": "much"}, "@ $.clip"),
+        ({"clip": [1.0]}, "expected float @ $.clip"),
+        ({"stages": "12"}, "@ $.stages"),
+        ({"stages": 1}, "@ $.stages"),
+        ({"betas": [0.5]}, "@ $.betas"),
+        ({"stage1": 3}, "@ $.stage1"),
+        ({"stage1": {"steps": 5}}, "required field missing @ $.stage1.learning_rate"),
+        ({"crops": [[64, 2, 1.0]]}, "@ $.crops[0]"),
+        ({"crops": [{"size": 64, "batch": "two", "share": 1.0}]}, "expected int @ $.crops[0].batch"),
+    ],
+)
+def test_a_fault_is_named_with_its_place(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_dict(values, "my.yaml")
+    assert caught.value.message.startswith("my.yaml: ")
+    assert said in caught.value.message
+
+
+def test_all_faults_are_named_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        from_dict({"sead": 1, "clip": "much", "data": {"patchs": 1}}, "my.yaml")
+    assert all(word in caught.value.message for word in ("sead", "clip", "patchs"))
+
+
+def test_whole_numbers_and_text_serve_as_fractions() -> None:
+    config = from_dict(yaml.safe_load("clip: 2\nweight_decay: 1e-3\nbetas: [0, 1e-1]"), "x")
+    assert (config.clip, config.weight_decay, config.betas) == (2.0, 0.001, (0.0, 0.1))
+    assert type(config.clip) is float
+
+
+@pytest.mark.parametrize("stages", [(3,), (1, 3), (1, 2, 3), (), (2, 1), (1, 1), (0,)])
+def test_stages_that_cannot_run_are_refused(stages: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="cannot be run") as caught:
+        TrainConfig(stages=stages)
+    assert "3 (path learning)" in caught.value.hint
+
+
+def test_a_third_stage_is_refused_as_path_learning_wherever_it_is_asked_for(tmp_path: FilePath) -> None:
+    (tmp_path / "a.yaml").write_text("stages: [1, 2, 3]\n")
+    for ask in (lambda: load(tmp_path / "a.yaml"), lambda: override(TrainConfig(), ["stages=[1, 2, 3]"])):
+        with pytest.raises(PamError) as caught:
+            ask()
+        assert "stages=1,2,3 cannot be run" in caught.value.message
+        assert "path learning" in caught.value.hint
+
+
+@pytest.mark.parametrize("precision", ["fp16", "BF16", "", "float32"])
+def test_an_unknown_precision_is_refused_with_the_known_ones(precision: str) -> None:
+    for ask in (lambda: TrainConfig(precision=precision), lambda: from_dict({"precision": precision}, "x")):
+        with pytest.raises(PamError, match="precision=") as caught:
+            ask()
+        assert "auto, fp32 or bf16" in caught.value.hint
+
+
+# --set a.b=value
+
+
+def test_set_replaces_one_value_each_and_keeps_the_others() -> None:
+    config = override(
+        TrainConfig(seed=5), ["stage1.steps=7", "data.foreground_folder=a=b", "prior=false", "betas=[0.5, 1e-1]"]
+    )
+    want = asdict(TrainConfig(seed=5))
+    want["stage1"]["steps"] = 7
+    want["data"]["foreground_folder"] = "a=b"
+    want.update(prior=False, betas=(0.5, 0.1))
+    assert asdict(config) == want
+
+
+def test_set_of_nothing_changes_nothing() -> None:
+    assert override(TrainConfig(seed=5), []) == TrainConfig(seed=5)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "meant"),
+    [
+        ("stage1.step=3", "stage1.steps"),
+        ("sead=1", "seed"),
+        ("data.patchs=1", "data.patches"),
+        ("presicion=fp32", "precision"),
+    ],
+)
+def test_a_misspelt_setting_is_guessed(assignment: str, meant: str) -> None:
+    with pytest.raises(UsageError, match="is not a setting") as caught:
+        override(TrainConfig(), [assignment])
+    assert caught.value.hint == f"did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    "assignment", ["zzz=1", "seed.a=1", "seed.a.b=1", "data.zzz.patches=1", "=1", ".=1", "stage1.=2"]
+)
+def test_what_is_not_a_setting_is_refused(assignment: str) -> None:
+    with pytest.raises(UsageError, match="is not a setting") as caught:
+        override(TrainConfig(), [assignment])
+    assert caught.value.hint
+
+
+def test_a_setting_far_from_all_others_gets_the_list_of_all() -> None:
+    with pytest.raises(UsageError) as caught:
+        override(TrainConfig(), ["zzz=1"])
+    assert "seed" in caught.value.hint
+    assert "stage2.learning_rate" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [("seed", "a value is missing"), ("seed=[", "not YAML"), ("seed=a", "$.seed"), ("seed=", "$.seed")],
+)
+def test_a_value_that_does_not_fit_is_refused_in_words(assignment: str, said: str) -> None:
+    with pytest.raises(PamError) as caught:
+        override(TrainConfig(), [assignment])
+    assert said in caught.value.message
+
+
+# Files that are no configuration
+
+
+@pytest.mark.parametrize("data", [b"", b"3", b"- a", b"seed: [", b"\xff\xfe", b"a: !!python/object:os.system x"])
+def test_a_file_that_is_no_table_of_settings_is_an_input_error(tmp_path: FilePath, data: bytes) -> None:
+    (tmp_path / "a.yaml").write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.yaml"):
+        load(tmp_path / "a.yaml")
+
+
+def test_a_missing_file_is_an_input_error(tmp_path: FilePath) -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        load(tmp_path / "a.yaml")
