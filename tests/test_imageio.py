@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageOps
 
-from pam_mobile.errors import InputError, SetupError, UsageError
 from pam_mobile import imageio
+from pam_mobile.errors import InputError, SetupError, UsageError
 from pam_mobile.imageio import read_grey, read_photo, read_trimap, to_integers, write_grey, write_rgba
 
 # Where row 0 and column 0 of the file belong in the upright picture (EXIF 2.3, tag 274).

@@ -87,8 +87,10 @@ def main() -> None:
     chosen = QUICK if options.quick else tuple(case for case in CASES if case.name.startswith(options.only))
     size, runs = (64, 3) if options.quick else (options.size, options.runs)
     threads = (1,) if options.quick else (1, 2)
-    rows = [row for case in chosen for row in measure(case, size, runs, threads)]
-    write(options.out, rows)
+    rows: list[dict[str, Any]] = []
+    for case in chosen:
+        rows += measure(case, size, runs, threads)
+        write(options.out, rows)
     show(rows)
     print(f"random weights; medians of {runs} runs; written to {options.out}")  # noqa: T201
 

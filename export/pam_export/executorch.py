@@ -85,7 +85,7 @@ def _delegation(module: fx.GraphModule) -> dict[str, Any]:
     if left:
         raise IntegrityError(
             f"XNNPACK left {len(left)} operations outside its delegate: {', '.join(sorted(set(left)))}",
-            "write the network with the operations listed in docs/export.md",
+            "this network needs another rewrite for XNNPACK, or another operation; please report it",
         )
     lowered: list[Any] = [child for name, child in module.named_children() if name.startswith("lowered_module")]
     inside = [n for child in lowered for n in child.original_module.graph.nodes if n.op == "call_function"]

@@ -61,7 +61,9 @@ def synthetic_bank(
             cached.unlink()
     reporter = reporter or Silent()
     bank = Bank(
-        patches=_render(partial(_matte_patch, size, tuple(kinds)), range(seed, seed + patches), "making mattes", reporter),
+        patches=_render(
+            partial(_matte_patch, size, tuple(kinds)), range(seed, seed + patches), "making mattes", reporter
+        ),
         backgrounds=_render(
             partial(_background, size), range(seed, seed + backgrounds), "making backgrounds", reporter
         ),

@@ -73,7 +73,9 @@ class Trainer:
             self.reporter.say(f"{self.out} is trained already")
             return self._folder(done[-1])
         self.bank = load_bank(self.config.data, self.config.seed, self.reporter).to(self.device)
-        self.held_out = held_out_composites(self.config.held_out, self.config.data.kinds, SELECTION, self.device, self.reporter)
+        self.held_out = held_out_composites(
+            self.config.held_out, self.config.data.kinds, SELECTION, self.device, self.reporter
+        )
         for stage in self.config.stages:
             if stage in done:
                 continue

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pam_mobile.model.presets import preset
-from pam_mobile.model.prior import ColourPrior
+from pam_mobile.model.prior import CONFIDENT, EPS_COVARIANCE, EPS_DISTANCE, EPS_WEIGHT, ColourPrior
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
 
@@ -62,7 +62,7 @@ def _filled(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     def at(values: np.ndarray, weight: np.ndarray, level: int) -> np.ndarray:
         h, w, _ = values.shape
         if min(h, w) <= 2 or level == 10:
-            return (values + 1e-4 * mean) / (weight + 1e-4)
+            return (values + EPS_WEIGHT * mean) / (weight + EPS_WEIGHT)
         padding = ((0, h % 2), (0, w % 2), (0, 0))
         halved, cover = _averaged(np.pad(values, padding), 2), _averaged(np.pad(weight, padding), 2)
         enough = np.minimum(2 * cover, 1) / (cover + 1e-6)
@@ -89,13 +89,13 @@ def _projected(x: np.ndarray, fg: np.ndarray, bg: np.ndarray, stride: int) -> tu
     for i, j in np.ndindex(*mean_fg.shape[:2]):
         cov = (cov_fg[i, j] + cov_bg[i, j]) / 2
         for k in range(3):
-            cov[k, k] = max(cov[k, k], 0) + 0.004
+            cov[k, k] = max(cov[k, k], 0) + EPS_COVARIANCE
         gap = mean_fg[i, j] - mean_bg[i, j]
         direction = np.linalg.inv(cov) @ gap
         lines[i, j] = [*direction, mean_bg[i, j] @ direction, gap @ direction]
     lines = _enlarged(lines, stride)
     distance = lines[..., 4:]
-    alpha = ((x * lines[..., :3]).sum(2, keepdims=True) - lines[..., 3:4]) / (distance + 0.1)
+    alpha = ((x * lines[..., :3]).sum(2, keepdims=True) - lines[..., 3:4]) / (distance + EPS_DISTANCE)
     return np.clip(alpha, 0, 1), distance / (distance + 4)
 
 
@@ -106,8 +106,8 @@ def _literal(image: Tensor, fg: Tensor, bg: Tensor, stride: int = 2) -> np.ndarr
     first, separable = _projected(x, f, b, stride)
     first = first * unknown + f
     trust = separable * unknown * 0.5
-    more_fg = f + trust * np.clip((first - 0.7) / 0.3, 0, 1)
-    more_bg = b + trust * np.clip((0.3 - first) / 0.3, 0, 1)
+    more_fg = f + trust * np.clip((first - CONFIDENT) / (1 - CONFIDENT), 0, 1)
+    more_bg = b + trust * np.clip((1 - CONFIDENT - first) / (1 - CONFIDENT), 0, 1)
     second, separable = _projected(x, more_fg, more_bg, stride)
     return np.concatenate([first, second * unknown + f, separable], 2).transpose(2, 0, 1)
 

@@ -161,6 +161,17 @@ def test_each_image_gets_a_path_of_its_own() -> None:
     assert together == alone
 
 
+@pytest.mark.parametrize("run", [True, False])
+def test_the_second_logit_is_the_wish_to_run(run: bool) -> None:
+    net = Supernet(preset("tiny")).eval()
+    for unit in net.units:
+        nn.init.zeros_(unit.head.logits.weight)
+        with torch.no_grad():
+            unit.head.logits.bias.copy_(torch.tensor([0.0, 1.0] if run else [1.0, 0.0]))
+    with torch.no_grad():
+        assert net.choose(*_inputs(2), Budget.parse("200%"))[1] == [Path((run,) * UNITS)] * 2
+
+
 def test_a_budget_below_the_smallest_path_and_its_heads_is_refused() -> None:
     net, (image, trimap) = _randomised(False), _inputs(1)
     table = CostTable.of(net.preset, 32, 32)
@@ -233,23 +244,21 @@ def test_the_masks_are_exact_for_all_8_bit_trimaps() -> None:
 def test_known_pixels_are_exact_and_alpha_is_in_range_whatever_the_weights(
     seed: int, scale: float, prior: bool, training: bool, grey: int
 ) -> None:
+    torch.manual_seed(seed)
     net = Supernet(preset("tiny", prior)).train(training)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.net.parameters():
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=random) * scale * parameter.abs().max().clamp(min=0.1)
-            )
+            noise = torch.randn(parameter.shape, generator=random)
+            parameter.copy_(parameter * scale * noise if parameter.dim() > 1 else parameter + 0.1 * noise)
         levels = torch.tensor([0, grey, 255])[torch.randint(0, 3, (2, 1, 64, 64), generator=random)]
         alpha = net(torch.rand(2, 3, 64, 64, generator=random), levels / 255, path=Path.all_run(UNITS))
     assert alpha.isfinite().all()
     assert (alpha[levels == 255] == 1).all()
     assert (alpha[levels == 0] == 0).all()
-    unknown = alpha[levels == grey]
-    assert unknown.unique().numel() > 1
     if not training:
-        assert unknown.min() >= 0
-        assert unknown.max() <= 1
+        assert alpha.min() >= 0
+        assert alpha.max() <= 1
 
 
 @pytest.mark.parametrize(("bias", "clamped"), [(3.0, 1.0), (-3.0, 0.0)])
@@ -317,7 +326,7 @@ def test_either_a_path_or_a_budget_is_needed() -> None:
 
 
 @settings(max_examples=8)
-@given(st.lists(paths, min_size=1, max_size=2).filter(lambda rows: len(rows) != 0), st.booleans())
+@given(st.lists(paths, min_size=1, max_size=2), st.booleans())
 def test_exactly_what_ran_gets_a_gradient(batch: list[Path], prior: bool) -> None:
     net = Supernet(preset("tiny", prior)).train()
     image, trimap = _inputs(2, 64, 64)

@@ -1,0 +1,53 @@
+"""The quickstart from end to end with few steps and small inputs; the second run trains and exports nothing again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from strategies import TINY_RUN
+
+from pam_mobile.commands import quickstart as module
+from pam_mobile.commands.common import Result
+from pam_mobile.reporter import Silent
+from pam_mobile.train.engine import Trainer
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SIZE", 64)
+    monkeypatch.setattr(module, "COMPOSITES", 4)
+    monkeypatch.setattr(module, "RUNS", 2)
+    monkeypatch.setattr(module, "quickstart_config", lambda: TINY_RUN)
+
+
+@pytest.mark.usefixtures("small")
+def test_quickstart_does_the_main_job_and_the_second_run_is_quick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("executorch")
+    pytest.importorskip("coremltools")
+    pytest.importorskip("skimage")
+    result: Result = module.job(Silent(), tmp_path, fresh=False)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report == result.document
+    assert [row["budget"] for row in report["budgets"]] == ["80%", "90%", "100%"]
+    macs = [row["macs"] for row in report["budgets"]]
+    assert macs == sorted(set(macs))
+    assert macs[0] <= 0.8 * macs[2]
+    assert macs[1] <= 0.9 * macs[2]
+    for row in report["budgets"]:
+        assert row["files"]["executorch"]["max_difference"] <= 1e-4
+        assert row["milliseconds"] > 0
+        assert 0 < row["sad"] < report["baselines"]["unknown = 0.5"]
+    assert cv2.imread(str(tmp_path / "picture.png")).shape[1] == 1200
+    assert len(list((tmp_path / "photo").glob("*.png"))) == 6
+    assert "pam-mobile predict" in result.text
+    assert result.text in (tmp_path / "report.md").read_text()
+
+    monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(module, "export_checkpoint", lambda *_: pytest.fail("exported again"))
+    again = module.job(Silent(), tmp_path, fresh=False).document
+    assert [row["sad"] for row in again["budgets"]] == [row["sad"] for row in report["budgets"]]
