@@ -25,6 +25,12 @@ def _nan_filled_empty() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Networks this small only lose time to a second thread, and much of it beside another busy process."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test reads or writes the user's cache; what is generated once serves all tests of a session."""
     home = tmp_path_factory.mktemp("home")

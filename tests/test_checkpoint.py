@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path as FilePath
 
@@ -25,15 +24,6 @@ from pam_mobile.pathtable import MeasuredPath, PathTable
 
 PATHS = PathTable([MeasuredPath(Path.all_bypass(9), 2.5), MeasuredPath(Path.parse("101100111"), 1.123456)])
 FACTS = {"stage": 2, "best": {"sad": 1.5}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Networks this small only lose time to a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _supernet(seed: int) -> Supernet:

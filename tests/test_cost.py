@@ -6,7 +6,7 @@ dispatch mode written from the definitions, and forward hooks on real modules. E
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
@@ -35,15 +35,6 @@ from pam_mobile.path import Path, PathSpace
 NAMES = tuple(PRESETS)
 TINY_PATHS = 512
 path_numbers = st.integers(0, TINY_PATHS - 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Networks this small only lose time to a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

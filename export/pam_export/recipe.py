@@ -50,6 +50,8 @@ class Recipe:
             )
 
 
+# Gates by measurement: trained `tiny+prior` at 512 differs by at most 4e-6 as .pte and
+# 7e-4 (mean 7e-5) as float16 package, so both gates leave a factor of about 25 for other machines and weights.
 RECIPES = {
     row.target: row
     for row in (
@@ -71,7 +73,7 @@ RECIPES = {
             precision="fp16",
             suffix="mlpackage",
             images=True,
-            gate=Gate(max_abs=5e-2, mean_abs=2e-3),
+            gate=Gate(max_abs=2e-2, mean_abs=2e-3),
             how="converted, not executed: the saved MIL program was interpreted with torch, each result rounded to its type",
             build=coreml.build,
             execute=coreml.execute,

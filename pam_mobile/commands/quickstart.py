@@ -74,12 +74,13 @@ def job(reporter: Reporter, out: Path, fresh: bool) -> Result:
 
 def quickstart_config() -> TrainConfig:
     """A few minutes of training on two CPU cores."""
-    from ..config import Stage, TrainConfig
+    from ..config import Crop, Stage, TrainConfig
 
     base = TrainConfig()
     data = replace(base.data, patches=600, backgrounds=300, kinds=OPAQUE)
-    first, second = Stage(steps=1300, learning_rate=2e-3), Stage(steps=700, learning_rate=1e-3)
-    return replace(base, stage1=first, stage2=second, data=data, validate_every=200, save_every=200)
+    first, second = Stage(steps=600, learning_rate=2e-3), Stage(steps=450, learning_rate=1e-3)
+    crops = (Crop(160, 8, 0.8), Crop(256, 4, 0.2))
+    return replace(base, stage1=first, stage2=second, crops=crops, data=data, validate_every=150, save_every=150)
 
 
 def _photo() -> Path:

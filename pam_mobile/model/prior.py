@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from .presets import PRIOR_STRIDE
 
 EPS_WEIGHT = 1e-4
-EPS_COVARIANCE = 0.002
+EPS_COVARIANCE = 0.004
 EPS_DISTANCE = 0.1
-CONFIDENT = 0.85
+CONFIDENT = 0.7
 MAX_LEVELS = 9
 
 # Symmetric 3x3 matrices are stored as (rr, gg, bb, rg, rb, gb), so that the diagonal is one slice.
@@ -101,9 +101,11 @@ class ColourPrior(nn.Module):
 
     def _colour_line(self, moments: Tensor, w_fg: Tensor, w_bg: Tensor) -> Tensor:
         """(N, 5, H / stride, W / stride): v = S^-1 (m_f - m_b), m_b . v, and the squared distance (m_f - m_b) . v."""
-        mean_fg, cov_fg = self._gaussian(moments, w_fg)
-        mean_bg, cov_bg = self._gaussian(moments, w_bg)
-        cov = (cov_fg + cov_bg) * 0.5
+        n = moments.shape[0]
+        # Both models in one pass, stacked as a batch: half as many operations to launch and to export.
+        mean, cov = self._gaussian(torch.cat([moments * w_fg, moments * w_bg]), torch.cat([w_fg, w_bg]))
+        mean_fg, mean_bg = mean[:n], mean[n:]
+        cov = (cov[:n] + cov[n:]) * 0.5
         cov = torch.cat([cov[:, 0:3].clamp(min=0.0) + EPS_COVARIANCE, cov[:, 3:6]], 1)
         plus = F.conv2d(cov, self.minor_a) * F.conv2d(cov, self.minor_b)
         minus = F.conv2d(cov, self.minor_c) * F.conv2d(cov, self.minor_d)
@@ -115,11 +117,11 @@ class ColourPrior(nn.Module):
             [direction, F.conv2d(mean_bg * direction, self.total), F.conv2d(gap * direction, self.total)], 1
         )
 
-    def _gaussian(self, moments: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (N, 3, h, w) and packed covariance (N, 6, h, w) of the weighted colours, defined everywhere."""
+    def _gaussian(self, weighted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (N, 3, h, w) and packed covariance (N, 6, h, w), defined everywhere, of moments times weight (N, 9, H, W)."""
         w = pool(weight, self.stride)
         scale = saturate(w)
-        filled = push_pull(pool(moments * weight, self.stride) * scale, w * scale)
+        filled = push_pull(pool(weighted, self.stride) * scale, w * scale)
         mean = filled[:, 0:3]
         return mean, filled[:, 3:9] - self._square(mean)
 

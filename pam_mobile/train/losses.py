@@ -11,6 +11,9 @@ from torch import Tensor
 from ..data.compose import Batch
 
 PYRAMID_LEVELS = 5
+SMOOTH = 0.1
+"""Below this difference L1 turns into a parabola. A network that corrects a good prior does not get off the ground with
+plain L1: nearly all pixels are right already, and their sign gradients hold the few wrong ones back (docs/findings.md)."""
 
 
 class LossWeights(NamedTuple):
@@ -25,8 +28,9 @@ def unknown_mask(trimap: Tensor) -> Tensor:
 
 
 def l1_loss(difference: Tensor, mask: Tensor) -> Tensor:
-    """Mean |difference| over the masked pixels of each image, averaged.  difference, mask: (N, 1, H, W)."""
-    return ((difference.abs() * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) + 1e-8)).mean()
+    """Mean smooth |difference| over the masked pixels of each image, averaged.  difference, mask: (N, 1, H, W)."""
+    error = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=SMOOTH, reduction="none")
+    return ((error * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) + 1e-8)).mean()
 
 
 def composition_loss(alpha: Tensor, batch: Batch, mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from export_samples import CHOICES, MODEL, SIZE
 from torch import nn
 
 from pam_export import RECIPES, BudgetPath, executorch, export_folder, manifest
+from pam_export.child import Job, Outcome
 from pam_export.folder import key_facts, plan
 from pam_export.parity import Case, cases, compare, reference
 from pam_export.publish import check_destination, staging
@@ -43,6 +44,11 @@ def export(supernet: Supernet, out: FilePath, **changes: Any) -> dict[str, Any]:
 
 def plant(monkeypatch: pytest.MonkeyPatch, build: Callable[..., dict[str, Any]]) -> None:
     monkeypatch.setitem(RECIPES, "executorch", replace(RECIPES["executorch"], build=build))
+
+
+def run_here(jobs: list[Job]) -> list[Outcome]:
+    """In place of a child process, where none is needed."""
+    return [Outcome(RECIPES[job.target].execute(job.path, job.images, job.trimaps).split(1)) for job in jobs]
 
 
 def test_names_say_preset_weights_budget_size_and_precision(exported: FilePath) -> None:
@@ -136,6 +142,7 @@ def test_a_planted_perturbation_fails_the_gate_and_nothing_is_published(
         return build(module, *rest)
 
     plant(monkeypatch, perturbed)
+    monkeypatch.setattr("pam_export.folder.run_isolated", run_here)
     with pytest.raises(IntegrityError, match=r"b096_64x64_fp32\.pte differs from PyTorch: max 2\.0e-04 \(gate 1e-04\)"):
         export(supernet, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import erf, sqrt
 
 import numpy as np
@@ -19,15 +19,6 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu": lambda h: h * np.vectorize(lambda v: (1 + erf(v / sqrt(2))) / 2, otypes=[float])(h),
     "identity": lambda h: h,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tensors this small only lose time to a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _literal(x: Tensor, weights: list[Tensor], activation: str) -> np.ndarray:

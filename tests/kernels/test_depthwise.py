@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,15 +16,6 @@ from pam_kernels import DepthwiseConv2d, depthwise_conv2d
 
 odd_kernels = st.sampled_from([3, 5, 7, 9, 13, 31])
 sizes = st.integers(1, 12)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tensors this small only lose time to a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _literal(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import permutations
 
 import numpy as np
@@ -16,16 +15,6 @@ from pam_mobile.model.presets import preset
 from pam_mobile.model.prior import CONFIDENT, EPS_COVARIANCE, EPS_DISTANCE, EPS_WEIGHT, ColourPrior
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Images this small only lose time to a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 # A literal version: per-cell loops, full 3x3 matrices, np.linalg.inv
 

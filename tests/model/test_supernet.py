@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache, partial
 
@@ -25,15 +24,6 @@ from pam_mobile.path import Path
 
 UNITS = 9
 paths = st.lists(st.booleans(), min_size=UNITS, max_size=UNITS).map(lambda bits: Path(tuple(bits)))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Networks this small only lose time to a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

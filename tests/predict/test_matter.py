@@ -24,12 +24,16 @@ def matter(run_folder: Path) -> Matter:
 
 def scene(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), rng.choice([0, 128, 255], (height, width)).astype(np.uint8)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), rng.choice([0, 128, 255], (height, width)).astype(
+        np.uint8
+    )
 
 
 @settings(max_examples=25)
 @given(st.integers(1, 100), st.integers(1, 100), st.sampled_from(["80%", "90%", "100%", None]))
-def test_alpha_has_the_photos_size_and_known_pixels_are_exact(matter: Matter, height: int, width: int, budget: str | None) -> None:
+def test_alpha_has_the_photos_size_and_known_pixels_are_exact(
+    matter: Matter, height: int, width: int, budget: str | None
+) -> None:
     image, trimap = scene(height, width)
     alpha = matter.predict(image, trimap, budget)
     assert alpha.shape == (height, width)
@@ -41,7 +45,10 @@ def test_alpha_has_the_photos_size_and_known_pixels_are_exact(matter: Matter, he
 
 def test_padding_does_not_reach_far_into_the_alpha() -> None:
     image, trimap = scene(96, 96)
-    image, trimap = cv2.GaussianBlur(image, (0, 0), 8), np.where(np.arange(96)[:, None] < 40, 255, np.where(np.arange(96) < 50, 128, 0))
+    image, trimap = (
+        cv2.GaussianBlur(image, (0, 0), 8),
+        np.where(np.arange(96)[:, None] < 40, 255, np.where(np.arange(96) < 50, 128, 0)),
+    )
     trimap = trimap.astype(np.uint8)
     prior = Matter.load("prior")
     whole, cropped = prior.predict(image, trimap), prior.predict(image[:90, :90], trimap[:90, :90])
@@ -60,7 +67,12 @@ def test_files_and_arrays_of_all_types_agree(matter: Matter, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["run", "stage", "weights", "document"])
 def test_a_model_can_be_named_in_every_documented_way(run_folder: Path, name: str) -> None:
     stage = run_folder / "stage2"
-    places = {"run": run_folder, "stage": stage, "weights": stage / "model.safetensors", "document": stage / "checkpoint.json"}
+    places = {
+        "run": run_folder,
+        "stage": stage,
+        "weights": stage / "model.safetensors",
+        "document": stage / "checkpoint.json",
+    }
     assert Matter.load(places[name], "cpu").name == "tiny+prior"
 
 

@@ -33,7 +33,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_run_leaves_checkpoints_logs_and_a_picture(run_folder: Path) -> None:
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["step"]) for row in rows] == [(1, 2), (1, 4), (2, 2), (2, 4)]
-    assert [int(row["step"]) for row in csv.DictReader((run_folder / "metrics.csv").read_text().splitlines())] == [2, 4, 2, 4]
+    assert [int(row["step"]) for row in csv.DictReader((run_folder / "metrics.csv").read_text().splitlines())] == [
+        2,
+        4,
+        2,
+        4,
+    ]
     assert (run_folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not (run_folder / "last").exists()
     assert checkpoint.find(str(run_folder)) == run_folder / "stage2"
@@ -50,7 +55,9 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 5, 7])
-def test_resume_continues_exactly(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int) -> None:
+def test_resume_continues_exactly(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
     done = 0
     step = Trainer._step
 
@@ -71,7 +78,10 @@ def test_resume_continues_exactly(run_folder: Path, tmp_path: Path, monkeypatch:
         assert all(torch.equal(expected[name], got[name]) for name in expected)
     drop = ("crops_per_second",)
     rows = [
-        [{k: v for k, v in json.loads(line).items() if k not in drop} for line in (run / "metrics.jsonl").read_text().splitlines()]
+        [
+            {k: v for k, v in json.loads(line).items() if k not in drop}
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+        ]
         for run in (run_folder, tmp_path / "run")
     ]
     assert rows[0] == rows[1]
