@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -47,6 +48,8 @@ def root(
 
 def main() -> None:
     """Entry point of `pam-mobile`."""
+    # Before torch is imported. Threads that spin while they wait make work beside another busy process many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
     except ClickException as error:
