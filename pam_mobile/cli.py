@@ -48,8 +48,8 @@ def root(
 
 def main() -> None:
     """Entry point of `pam-mobile`."""
-    # Before torch is imported. Threads that spin while they wait make work beside another busy process many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is imported. Threads that spin for long while they wait slow everything down beside another busy process.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         code = app(standalone_mode=False)
     except ClickException as error:

@@ -40,6 +40,8 @@ from pam_mobile.model.trunk import known_masks
 
 RESULTS = FilePath(__file__).resolve().parents[1] / "results" / "bench.csv"
 WARM_UP = 3
+BUSY = 0.7
+"""Load average above which times mean little."""
 TOLERANCE = 1e-4
 """Mean difference above which a time is not worth reporting."""
 
@@ -87,6 +89,8 @@ def main() -> None:
     chosen = QUICK if options.quick else tuple(case for case in CASES if case.name.startswith(options.only))
     size, runs = (64, 3) if options.quick else (options.size, options.runs)
     threads = (1,) if options.quick else (1, 2)
+    if os.getloadavg()[0] > BUSY:
+        print("warning: other programs are running; two threads suffer most", file=sys.stderr)  # noqa: T201
     rows: list[dict[str, Any]] = []
     for case in chosen:
         rows += measure(case, size, runs, threads)

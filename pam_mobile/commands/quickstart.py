@@ -78,9 +78,9 @@ def quickstart_config() -> TrainConfig:
 
     base = TrainConfig()
     data = replace(base.data, patches=600, backgrounds=300, kinds=OPAQUE)
-    first, second = Stage(steps=600, learning_rate=2e-3), Stage(steps=450, learning_rate=1e-3)
+    first, second = Stage(steps=500, learning_rate=2e-3), Stage(steps=380, learning_rate=1e-3)
     crops = (Crop(160, 8, 0.8), Crop(256, 4, 0.2))
-    return replace(base, stage1=first, stage2=second, crops=crops, data=data, validate_every=150, save_every=150)
+    return replace(base, stage1=first, stage2=second, crops=crops, data=data, validate_every=125, save_every=125)
 
 
 def _photo() -> Path:

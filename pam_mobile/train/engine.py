@@ -116,6 +116,11 @@ class Trainer:
         model, optimiser = self.accelerator.prepare(self.supernet, optimiser)
         first = self._load_state(state, optimiser) if state else 0
         rule = STAGES[stage]
+        self.supernet.train()
+        if rule.freeze_statistics:
+            for module in self.supernet.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         with self.reporter.progress(rule.title, plan.steps) as advance:
             if first:
                 advance(first)
@@ -191,7 +196,6 @@ class Trainer:
         if (before / checkpoint.DOCUMENT).is_file():
             self.supernet.load_state_dict(checkpoint.load(before).supernet.state_dict())
         self.ema = {name: value.clone() for name, value in self.supernet.state_dict().items()}
-        self.supernet.train()
 
     def _log(self, stage: int, step: int, plan: Stage, losses: dict[str, float], crops_per_second: float) -> None:
         network = self.averaged()

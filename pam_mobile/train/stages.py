@@ -18,6 +18,8 @@ ChoosePath = Callable[[PathSpace, np.random.Generator], Path]
 class StageRule(NamedTuple):
     title: str
     path: ChoosePath
+    freeze_statistics: bool
+    """Keep batch norm's statistics: averaged over random paths they would fit none, the whole network least of all."""
 
 
 def whole_network(space: PathSpace, rng: np.random.Generator) -> Path:
@@ -31,6 +33,6 @@ def random_path(space: PathSpace, rng: np.random.Generator) -> Path:
 
 
 STAGES = {
-    1: StageRule("stage 1, whole network", whole_network),
-    2: StageRule("stage 2, random paths", random_path),
+    1: StageRule("stage 1, whole network", whole_network, freeze_statistics=False),
+    2: StageRule("stage 2, random paths", random_path, freeze_statistics=True),
 }

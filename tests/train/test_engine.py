@@ -139,6 +139,14 @@ def test_stage_one_trains_the_run_branches_only_and_stage_two_the_connect_layers
     assert not moved(start, second, ".head.semantics")
 
 
+def test_batch_norm_statistics_move_in_stage_one_only(run_folder: Path) -> None:
+    fresh = engine.Supernet(engine.preset("tiny", prior=True)).state_dict()
+    first, second = weights(run_folder / "stage1"), weights(run_folder / "stage2")
+    names = [name for name in fresh if "running" in name]
+    assert all(not torch.equal(fresh[name], first[name]) for name in names)
+    assert all(torch.equal(first[name], second[name]) for name in names)
+
+
 def test_stage_rules() -> None:
     space = PathSpace(CostTable.of(engine.preset("tiny"), 32, 32))
     assert whole_network(space, np.random.default_rng(0)) == NetworkPath.all_run(9)

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pam_mobile.data.compose import Batch
-from pam_mobile.train.losses import SMOOTH, LossWeights, composition_loss, l1_loss, laplacian_loss, matting_loss, unknown_mask
+from pam_mobile.train.losses import (
+    SMOOTH,
+    LossWeights,
+    composition_loss,
+    l1_loss,
+    laplacian_loss,
+    matting_loss,
+    unknown_mask,
+)
 
 
 def batch(n: int = 2, size: int = 32, seed: int = 0) -> Batch:
