@@ -11,7 +11,7 @@ help:
 	@echo "make quickstart   set up, train a small network, export it, cut out a photo (under 10 minutes)"
 	@echo "make test         set up and run the tests"
 	@echo "make lint types   ruff and mypy"
-	@echo "make bench        measure speed on this machine, write export/results/bench.csv"
+	@echo "make bench        measure speed on this machine, write export/results/*.csv"
 	@echo "make clean        remove the environment and the caches"
 
 setup: $(READY)
@@ -41,6 +41,7 @@ format: $(READY)
 	@$(BIN)/ruff format .
 
 bench: $(READY)
+	@$(BIN)/python export/bench/training.py
 	@$(BIN)/python export/bench/run.py
 
 clean:
