@@ -74,13 +74,16 @@ def job(reporter: Reporter, out: Path, fresh: bool) -> Result:
 
 def quickstart_config() -> TrainConfig:
     """A few minutes of training on two CPU cores."""
-    from ..config import Crop, Stage, TrainConfig
+    from ..config import Crop, HeldOut, Stage, TrainConfig
 
     base = TrainConfig()
     data = replace(base.data, patches=600, backgrounds=300, kinds=OPAQUE)
-    first, second = Stage(steps=500, learning_rate=2e-3), Stage(steps=380, learning_rate=1e-3)
+    first, second = Stage(steps=360, learning_rate=2e-3), Stage(steps=300, learning_rate=1e-3)
     crops = (Crop(160, 8, 0.8), Crop(256, 4, 0.2))
-    return replace(base, stage1=first, stage2=second, crops=crops, data=data, validate_every=125, save_every=125)
+    held_out = HeldOut(composites=16)
+    return replace(
+        base, held_out=held_out, stage1=first, stage2=second, crops=crops, data=data, validate_every=120, save_every=120
+    )
 
 
 def _photo() -> Path:

@@ -38,7 +38,7 @@ class Composer:
     """Smallest width of the unknown band beyond the soft pixels in pixels, and largest as a share of the crop."""
     second: float = 0.1
     """Share of composites with two foregrounds."""
-    contrast: float = 75 / 255
+    contrast: float = 90 / 255
     """Mean distance of foreground and background colour in the unknown region below which another background is tried."""
     hard: float = 0.05
     """Share of low-contrast composites that stay as they are."""

@@ -168,11 +168,11 @@ class Trainer:
     def _average(self, step: int) -> None:
         """Move the averaged weights and batch norm statistics; the decay warms up so that early noise is forgotten."""
         decay = min(self.config.ema, (1 + step) / (10 + step))
-        for name, value in self.supernet.state_dict().items():
-            if value.is_floating_point():
-                self.ema[name].lerp_(value, 1 - decay)
-            else:
-                self.ema[name].copy_(value)
+        live = self.supernet.state_dict()
+        floats = [name for name, value in live.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.ema[name] for name in floats], [live[name] for name in floats], 1 - decay)
+        for name in live.keys() - set(floats):
+            self.ema[name].copy_(live[name])
 
     def averaged(self) -> Supernet:
         """A copy of the network with the averaged weights, in evaluation mode."""

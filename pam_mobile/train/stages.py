@@ -15,6 +15,9 @@ from ..path import Path, PathSpace
 ChoosePath = Callable[[PathSpace, np.random.Generator], Path]
 
 
+WHOLE_SHARE = 0.25
+
+
 class StageRule(NamedTuple):
     title: str
     path: ChoosePath
@@ -28,8 +31,11 @@ def whole_network(space: PathSpace, rng: np.random.Generator) -> Path:
 
 
 def random_path(space: PathSpace, rng: np.random.Generator) -> Path:
-    """Every unit's bit is uniform, one path per step (single path one-shot)."""
-    return space.sample(rng)
+    """Every unit's bit is uniform, one path per step (single path one-shot); every fourth step or so the whole network.
+
+    Without the latter the largest path, one of many, is forgotten while the others learn (docs/findings.md).
+    """
+    return whole_network(space, rng) if rng.random() < WHOLE_SHARE else space.sample(rng)
 
 
 STAGES = {

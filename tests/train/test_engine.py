@@ -151,8 +151,9 @@ def test_stage_rules() -> None:
     space = PathSpace(CostTable.of(engine.preset("tiny"), 32, 32))
     assert whole_network(space, np.random.default_rng(0)) == NetworkPath.all_run(9)
     drawn = [random_path(space, np.random.default_rng(i)) for i in range(400)]
-    shares = np.mean([list(path) for path in drawn], axis=0)
-    assert np.all(np.abs(shares - 0.5) < 0.1)
+    assert np.mean([path == NetworkPath.all_run(9) for path in drawn]) == pytest.approx(0.25, abs=0.06)
+    others = [list(path) for path in drawn if path != NetworkPath.all_run(9)]
+    assert np.all(np.abs(np.mean(others, axis=0) - 0.5) < 0.1)
 
 
 def test_learning_rate_rises_and_falls_to_zero() -> None:
