@@ -166,7 +166,7 @@ def test_with_constant_colours_the_first_alpha_is_exact() -> None:
     unknown = (1 - fg - bg)[0, 0] == 1
     assert (first - alpha[0, 0]).abs()[unknown].max() < 1e-3
     assert (second - alpha[0, 0]).abs()[unknown].mean() < 0.02
-    assert separable.min() > 0.99
+    assert separable.min() > 0.95
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
