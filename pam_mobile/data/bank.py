@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as FilePath
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from ..files import atomic_path
 from ..reporter import Reporter, Silent
+from ..workers import in_processes, worker_count
 from .patch import make_patch
 from .synthetic import KINDS, WEIGHTS, make_background, make_matte
 
@@ -91,13 +90,12 @@ def _background(size: int, seed: int) -> np.ndarray:
 
 def _render(make: Callable[[int], np.ndarray], seeds: Sequence[int], title: str, reporter: Reporter) -> Tensor:
     """Stack of make(seed), by one process per core."""
-    workers = min(os.cpu_count() or 1, 16)
+    workers = worker_count()
     if len(seeds) < 4 * workers:
         return torch.from_numpy(np.ascontiguousarray([make(seed) for seed in seeds]))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool, reporter.progress(title, len(seeds)) as advance:
+    with reporter.progress(title, len(seeds)) as advance:
         planes = []
-        for plane in pool.map(make, seeds, chunksize=8):
+        for plane in in_processes(make, seeds, workers, chunk=8):
             planes.append(plane)
             advance()
     return torch.from_numpy(np.ascontiguousarray(planes))

@@ -16,8 +16,8 @@ from torch import nn
 
 from pam_export import RECIPES, BudgetPath, executorch, export_folder, manifest
 from pam_export.child import Job, Outcome
-from pam_export.folder import key_facts, plan
 from pam_export.parity import Case, cases, compare, reference
+from pam_export.plan import key_facts, plan
 from pam_export.publish import check_destination, staging
 from pam_export.wrapper import network_of, wrap
 from pam_mobile.budget import Budget
@@ -37,7 +37,7 @@ def digests(folder: FilePath) -> dict[str, str]:
 
 
 def export(supernet: Supernet, out: FilePath, **changes: Any) -> dict[str, Any]:
-    options = {"targets": ["executorch"], "sizes": [SIZE], "model": MODEL, **changes}
+    options = {"targets": ["executorch"], "sizes": [SIZE], "model": MODEL, "workers": 1, **changes}
     choices = options.pop("choices", [BYPASS])
     return export_folder(supernet, choices, out=out, **options)
 
