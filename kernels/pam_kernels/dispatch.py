@@ -1,0 +1,165 @@
+"""The one place that picks an implementation for an operator, and says why.
+
+A kernel of this package runs only where it was measured at least MARGIN times as fast as the best of the existing
+implementations: on this architecture, for this kernel size (connect: channel count), dtype, stride and class of size.
+The measurements are the files tables/sm_*.json, written by `python -m pam_kernels.tune`. Everything else runs in PyTorch.
+
+The environment variable PAM_KERNELS forces an implementation: `auto` (default), `triton` or `torch`. It is read at every
+call, but only once by a function that torch.compile has traced.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+MARGIN = 1.2
+TABLES = Path(__file__).parent / "tables"
+DEPTHWISE = ("depthwise_conv2d", "depthwise_conv2d_input_grad", "depthwise_conv2d_weight_grad")
+CONNECT = ("connect", "connect_backward")
+KERNEL_SIZES = range(3, 32, 2)
+MODES = ("auto", "triton", "torch")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs, and the reason in words."""
+
+    implementation: Literal["triton", "torch"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one measurement stands for: all inputs that agree in these five."""
+
+    op: str
+    size: int
+    """Kernel size; connect: channels, rounded up to a power of two."""
+    stride: int
+    dtype: str
+    scale: str
+    """`small`, `medium` or `large`: fewer than 2^23 elements in x, fewer than 2^26, or more."""
+
+    def __str__(self) -> str:
+        what = f"k={self.size} stride {self.stride}" if self.op in DEPTHWISE else f"C<={self.size}"
+        return f"{self.op} {what} {self.dtype} {self.scale}"
+
+
+def choose(op: str, x: Tensor, *, kernel: int | None = None, stride: int = 1) -> Choice:
+    """The implementation of `op` for the input x: (N, C, H, W). The gradients of an operator are ops of their own.
+
+    op: a name in DEPTHWISE or CONNECT; kernel: kernel size, needed by the depthwise ops.
+    Raises ValueError for an unknown op or value of PAM_KERNELS, RuntimeError if Triton is forced where it cannot run.
+    """
+    mode = _mode()
+    device = x.device.type
+    if mode == "torch":
+        return Choice("torch", "PAM_KERNELS=torch asks for it")
+    if mode == "auto" and device != "cuda":
+        return Choice("torch", f"there are no kernels for the device type {device}")
+    if mode == "auto":
+        return decide(op, _architecture(x.device), x.dtype, x.shape, kernel=kernel, stride=stride)
+    impossible = _impossible(op, x.dtype, x.shape, kernel)
+    if impossible is not None:
+        return Choice("torch", impossible)
+    if device != "cuda":
+        _require_interpreter(device)
+    return Choice("triton", "PAM_KERNELS=triton asks for it")
+
+
+def explain(op: str, x: Tensor, *, kernel: int | None = None, stride: int = 1) -> str:
+    """The choice for x and its reason, in one line."""
+    choice = choose(op, x, kernel=kernel, stride=stride)
+    return f"{op}: {choice.implementation}, because {choice.reason}"
+
+
+def decide(
+    op: str, arch: str, dtype: torch.dtype, shape: tuple[int, ...], *, kernel: int | None = None, stride: int = 1
+) -> Choice:
+    """As `choose` in the mode `auto`, for an architecture such as `sm_90` and without a tensor.  shape: (N, C, H, W)."""
+    impossible = _impossible(op, dtype, shape, kernel)
+    if impossible is not None:
+        return Choice("torch", impossible)
+    cells = measured(arch)
+    if not cells:
+        return Choice("torch", f"not measured on {arch} yet (python -m pam_kernels.tune does it)")
+    cell = cell_of(op, dtype, shape, kernel=kernel, stride=stride)
+    if cell not in cells:
+        return Choice("torch", f"this case is not measured on {arch}: {cell}")
+    ratio = cells[cell]["ratio"]
+    if ratio < MARGIN:
+        return Choice("torch", f"measured {ratio:.2f} times as fast on {arch}, less than {MARGIN}: {cell}")
+    return Choice("triton", f"measured {ratio:.2f} times as fast as the best existing implementation on {arch}: {cell}")
+
+
+def cell_of(op: str, dtype: torch.dtype, shape: tuple[int, ...], *, kernel: int | None = None, stride: int = 1) -> Cell:
+    """The cell of an input.  shape: (N, C, H, W)."""
+    elements = shape[0] * shape[1] * shape[2] * shape[3]
+    scale = "small" if elements < 2**23 else "medium" if elements < 2**26 else "large"
+    size = kernel if kernel is not None else 1 << (int(shape[1]) - 1).bit_length()
+    return Cell(op, size, stride, str(dtype).removeprefix("torch."), scale)
+
+
+@functools.cache
+def measured(arch: str) -> dict[Cell, dict[str, Any]]:
+    """The rows of the table of an architecture by cell; the slowest row of a cell counts. Empty without a table."""
+    path = TABLES / f"{arch}.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    cells: dict[Cell, dict[str, Any]] = {}
+    for row in rows:
+        cell = Cell(row["op"], row["size"], row["stride"], row["dtype"], row["scale"])
+        if cell not in cells or row["ratio"] < cells[cell]["ratio"]:
+            cells[cell] = row
+    return cells
+
+
+def _impossible(op: str, dtype: torch.dtype, shape: tuple[int, ...], kernel: int | None) -> str | None:
+    """Why no kernel can run, if so."""
+    if op not in DEPTHWISE + CONNECT:
+        raise ValueError(f"op must be one of {', '.join(DEPTHWISE + CONNECT)}, op = {op!r}")
+    if op in DEPTHWISE and kernel not in KERNEL_SIZES:
+        return f"the kernels are for odd sizes from {KERNEL_SIZES[0]} to {KERNEL_SIZES[-1]}"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernels are for float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if shape[0] * shape[1] * shape[2] * shape[3] == 0:
+        return "the input is empty"
+    return None
+
+
+# Facts about the process. A graph that torch.compile makes holds them as constants.
+
+
+@torch.compiler.assume_constant_result
+def _mode() -> str:
+    mode = os.environ.get("PAM_KERNELS", "auto")
+    if mode not in MODES:
+        raise ValueError(f"PAM_KERNELS must be one of {', '.join(MODES)}, PAM_KERNELS = {mode!r}")
+    return mode
+
+
+@torch.compiler.assume_constant_result
+def _architecture(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+@torch.compiler.assume_constant_result
+def _require_interpreter(device: str) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("PAM_KERNELS=triton needs triton: pip install 'pam-mobile[kernels]'")
+    from .arithmetic import EMU
+
+    if not (device == "cpu" and EMU):
+        raise RuntimeError(
+            f"PAM_KERNELS=triton cannot run on {device}: move the tensors to a CUDA device, "
+            "or set TRITON_INTERPRET=1 before Python starts to interpret the kernels on the CPU"
+        )
