@@ -17,6 +17,7 @@ from pam_kernels import Connect, connect
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "relu": lambda h: np.maximum(h, 0),
     "gelu": lambda h: h * np.vectorize(lambda v: (1 + erf(v / sqrt(2))) / 2, otypes=[float])(h),
+    "silu": lambda h: h / (1 + np.exp(-h)),
     "identity": lambda h: h,
 }
 
@@ -101,7 +102,7 @@ def test_the_module_has_a_hidden_width_of_half_the_channels() -> None:
 
 
 def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="relu, gelu, identity, activation = 'tanh'"):
+    with pytest.raises(ValueError, match="relu, gelu, silu, identity, activation = 'tanh'"):
         connect(torch.rand(1, 4, 2, 2), *_weights(4, 2), "tanh")
 
 
