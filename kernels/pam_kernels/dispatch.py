@@ -25,7 +25,7 @@ MARGIN = 1.2
 TABLES = Path(__file__).parent / "tables"
 DEPTHWISE = ("depthwise_conv2d", "depthwise_conv2d_input_grad", "depthwise_conv2d_weight_grad")
 CONNECT = ("connect", "connect_backward")
-KERNEL_SIZES = range(3, 32, 2)
+KERNEL_SIZES = tuple(range(3, 32, 2))
 MODES = ("auto", "triton", "torch")
 
 

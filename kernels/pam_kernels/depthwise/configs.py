@@ -1,0 +1,78 @@
+"""Block sizes of the depthwise kernels: plain tables, so that one test can compile every entry for every architecture.
+
+No entry is chosen at run time by timing. The interpreter has entries of its own: it costs per operation, not per element.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A program computes `strips` x `rows` rows by `columns` columns; each thread holds `rows` sums of one column."""
+
+    rows: int
+    strips: int
+    columns: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Toeplitz:
+    """A program computes `tiles` tiles of `height` x `width` outputs of one channel."""
+
+    height: int
+    width: int
+    tiles: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Hankel:
+    """A program sums over `rows` rows of one image and channel, `columns` pixels at a time."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+DIRECT: dict[range, Direct] = {
+    range(3, 6): Direct(8, 1, 128, 4),
+    range(7, 32): Direct(8, 1, 128, 4),
+}
+TOEPLITZ: dict[range, Toeplitz] = {
+    range(7, 12): Toeplitz(4, 16, 128, 4, 2),
+    range(13, 18): Toeplitz(8, 16, 128, 8, 3),
+    range(19, 32): Toeplitz(4, 32, 128, 8, 2),
+}
+TOEPLITZ_STRIDED: dict[range, Toeplitz] = {range(7, 32): Toeplitz(4, 16, 128, 4, 2)}
+HANKEL: dict[range, Hankel] = {
+    range(3, 17): Hankel(32, 128, 4),
+    range(17, 32): Hankel(64, 64, 4),
+}
+INTERPRETER = Direct(2, 8, 64, 4), Toeplitz(4, 16, 32, 4, 1), Hankel(32, 64, 4)
+
+
+def convolution_config(k: int, dtype: torch.dtype, stride: int, interpreter: bool) -> Direct | Toeplitz:
+    """Tensor cores take half precision from k = 7 on; the rest is computed directly.  `stride` of the convolution."""
+    if k < 7 or dtype not in (torch.float16, torch.bfloat16):
+        return INTERPRETER[0] if interpreter else _entry(DIRECT, k)
+    if interpreter:
+        return INTERPRETER[1]
+    return _entry(TOEPLITZ if stride == 1 else TOEPLITZ_STRIDED, k)
+
+
+def weight_grad_config(k: int, interpreter: bool) -> Hankel:
+    """Block sizes of the weight gradient."""
+    return INTERPRETER[2] if interpreter else _entry(HANKEL, k)
+
+
+def _entry(table: dict[range, Config], k: int) -> Config:
+    return next(config for sizes, config in table.items() if k in sizes)
