@@ -14,18 +14,22 @@ import functools
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 MARGIN = 1.2
 TABLES = Path(__file__).parent / "tables"
 DEPTHWISE = ("depthwise_conv2d", "depthwise_conv2d_input_grad", "depthwise_conv2d_weight_grad")
 CONNECT = ("connect", "connect_backward")
 KERNEL_SIZES = tuple(range(3, 32, 2))
+WIDTHS = (32, 64, 128, 256, 512)
 MODES = ("auto", "triton", "torch")
 
 
@@ -37,21 +41,16 @@ class Choice:
     reason: str
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """What one measurement stands for: all inputs that agree in these five."""
 
     op: str
     size: int
-    """Kernel size; connect: channels, rounded up to a power of two."""
+    """Kernel size; connect: channels, rounded up to one of WIDTHS."""
     stride: int
     dtype: str
     scale: str
     """`small`, `medium` or `large`: fewer than 2^23 elements in x, fewer than 2^26, or more."""
-
-    def __str__(self) -> str:
-        what = f"k={self.size} stride {self.stride}" if self.op in DEPTHWISE else f"C<={self.size}"
-        return f"{self.op} {what} {self.dtype} {self.scale}"
 
 
 def choose(op: str, x: Tensor, *, kernel: int | None = None, stride: int = 1) -> Choice:
@@ -89,24 +88,24 @@ def decide(
     impossible = _impossible(op, dtype, shape, kernel)
     if impossible is not None:
         return Choice("torch", impossible)
-    cells = measured(arch)
-    if not cells:
-        return Choice("torch", f"not measured on {arch} yet (python -m pam_kernels.tune does it)")
-    cell = cell_of(op, dtype, shape, kernel=kernel, stride=stride)
-    if cell not in cells:
-        return Choice("torch", f"this case is not measured on {arch}: {cell}")
-    ratio = cells[cell]["ratio"]
+    ratio = _ratio(arch, *cell_of(op, dtype, shape, kernel=kernel, stride=stride))
+    if ratio is None:
+        return Choice("torch", f"this case is not measured on {arch} yet (python -m pam_kernels.tune does it)")
     if ratio < MARGIN:
-        return Choice("torch", f"measured {ratio:.2f} times as fast on {arch}, less than {MARGIN}: {cell}")
-    return Choice("triton", f"measured {ratio:.2f} times as fast as the best existing implementation on {arch}: {cell}")
+        return Choice("torch", f"measured {ratio:.2f} times as fast on {arch}, less than {MARGIN}")
+    return Choice("triton", f"measured {ratio:.2f} times as fast as the best existing implementation on {arch}")
 
 
 def cell_of(op: str, dtype: torch.dtype, shape: tuple[int, ...], *, kernel: int | None = None, stride: int = 1) -> Cell:
     """The cell of an input.  shape: (N, C, H, W)."""
     elements = shape[0] * shape[1] * shape[2] * shape[3]
     scale = "small" if elements < 2**23 else "medium" if elements < 2**26 else "large"
-    size = kernel if kernel is not None else 1 << (int(shape[1]) - 1).bit_length()
-    return Cell(op, size, stride, str(dtype).removeprefix("torch."), scale)
+    # Sizes are picked from lists, so that they are plain numbers even where torch.compile traces symbols.
+    if kernel is None:
+        size = next((width for width in WIDTHS if shape[1] <= width), WIDTHS[-1])
+    else:
+        size = next(value for value in KERNEL_SIZES if value == kernel)
+    return Cell(op, size, 1 if stride == 1 else 2, str(dtype).removeprefix("torch."), scale)
 
 
 @functools.cache
@@ -116,7 +115,7 @@ def measured(arch: str) -> dict[Cell, dict[str, Any]]:
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     cells: dict[Cell, dict[str, Any]] = {}
     for row in rows:
-        cell = Cell(row["op"], row["size"], row["stride"], row["dtype"], row["scale"])
+        cell = Cell(*(row[field] for field in Cell._fields))
         if cell not in cells or row["ratio"] < cells[cell]["ratio"]:
             cells[cell] = row
     return cells
@@ -138,7 +137,13 @@ def _impossible(op: str, dtype: torch.dtype, shape: tuple[int, ...], kernel: int
 # Facts about the process. A graph that torch.compile makes holds them as constants.
 
 
-@torch.compiler.assume_constant_result
+def _constant(function: Function) -> Function:
+    """torch.compiler.assume_constant_result, without its import of the whole compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def _mode() -> str:
     mode = os.environ.get("PAM_KERNELS", "auto")
     if mode not in MODES:
@@ -146,13 +151,19 @@ def _mode() -> str:
     return mode
 
 
-@torch.compiler.assume_constant_result
+@_constant
+def _ratio(arch: str, *cell: Any) -> float | None:
+    row = measured(arch).get(Cell(*cell))
+    return None if row is None else float(row["ratio"])
+
+
+@_constant
 def _architecture(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _require_interpreter(device: str) -> None:
     if importlib.util.find_spec("triton") is None:
         raise RuntimeError("PAM_KERNELS=triton needs triton: pip install 'pam-mobile[kernels]'")

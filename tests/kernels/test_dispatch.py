@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from pam_kernels import depthwise_conv2d, dispatch, explain
+from pam_kernels import dispatch, explain
 from pam_kernels.dispatch import Choice, choose, decide
 
 SHAPE = (16, 384, 64, 64)
@@ -77,7 +77,7 @@ def test_a_cell_goes_to_triton_where_it_was_measured_fast_enough_and_nowhere_els
     ):
         other = _decide(**changes)
         assert other.implementation == "torch"
-        assert "this case is not measured on sm_90" in other.reason
+        assert "not measured on sm_90 yet" in other.reason
     assert _decide("connect", None, shape=(8, 96, 256, 256)).implementation == "triton"
     assert _decide("connect", None, shape=(8, 192, 128, 128)).implementation == "torch"
 
@@ -143,10 +143,18 @@ def test_a_gpu_is_asked_for_its_architecture(table: Any, monkeypatch: pytest.Mon
     assert choose("depthwise_conv2d", x, kernel=13).implementation == "triton"
 
 
-def test_the_choice_leaves_no_trace_in_a_compiled_graph() -> None:
-    compiled = torch.compile(lambda x, w: depthwise_conv2d(x, w) + 1, fullgraph=True, backend="eager")
-    x, w = torch.rand(1, 2, 5, 5), torch.rand(2, 1, 3, 3)
-    torch.testing.assert_close(compiled(x, w), depthwise_conv2d(x, w) + 1)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_choice_from_a_table_is_made_inside_a_compiled_graph(table: Any, dynamic: bool) -> None:
+    table(_row(scale="small"))
+
+    def halve_if_measured(x: torch.Tensor, kernel: int) -> torch.Tensor:
+        chosen = decide("depthwise_conv2d", "sm_90", x.dtype, x.shape, kernel=kernel)
+        return x / 2 if chosen.implementation == "triton" else x
+
+    compiled = torch.compile(halve_if_measured, fullgraph=True, backend="eager", dynamic=dynamic)
+    x = torch.ones(2, 3, 5, 7, dtype=torch.bfloat16)
+    assert torch.equal(compiled(x, 13), x / 2)
+    assert torch.equal(compiled(x, 11), x)
 
 
 def test_explain_answers_in_words_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
