@@ -119,14 +119,13 @@ def test_any_layout_gives_the_values_and_gradients_of_the_contiguous_one(layout:
     assert len(calls) == 4
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 3, 5), (2, 4, 0, 5), (2, 4, 3, 0)])
-def test_empty_inputs_give_empty_outputs_and_zero_gradients(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_an_empty_batch_gives_an_empty_batch_and_zero_gradients(layout: str) -> None:
     _, weights, _ = Case(channels=4, hidden=2).tensors()
-    x = torch.empty(shape)
-    for function in (connect, torch.ops.pam.connect)[shape[0] != 0 :]:  # PyTorch refuses images without pixels
-        inputs = [x.requires_grad_(), *(w.requires_grad_() for w in weights)]
+    for function in (connect, torch.ops.pam.connect):
+        inputs = [laid_out(torch.empty(0, 4, 3, 5), layout).requires_grad_(), *(w.requires_grad_() for w in weights)]
         y = function(*inputs, "relu")
-        assert y.shape == shape
+        assert y.shape == (0, 4, 3, 5)
         for gradient, value in zip(torch.autograd.grad(y.sum(), inputs), inputs, strict=True):
             assert torch.equal(gradient, torch.zeros_like(value))
 
@@ -171,13 +170,21 @@ def test_torch_runs_no_kernel_and_triton_runs_nothing_else(monkeypatch: pytest.M
     assert calls == ["connect_forward_kernel"]
 
 
-def test_a_backward_that_goes_to_torch_saves_no_hidden_activation_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(2, 5, 3, 3, 4)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("kernel", ["connect", "connect_backward"])
+def test_each_pass_has_its_own_choice(
+    kernel: str, layout: str, monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
+    case = Case(2, 5, 3, 3, 4, layout=layout)
     x, weights, grad = case.tensors()
     inputs = [x.requires_grad_(), *(w.requires_grad_() for w in weights)]
-    monkeypatch.setattr(op, "choose", lambda name, _: Choice("triton" if name == "connect" else "torch", "test"))
-    gradients = torch.autograd.grad(connect(*inputs), inputs, grad)
+    monkeypatch.setattr(op, "choose", lambda name, _: Choice("triton" if name == kernel else "torch", "test"))
+    y = connect(*inputs)
+    gradients = torch.autograd.grad(y, inputs, grad)
+    check_forward(case, y.detach(), x.detach(), [w.detach() for w in weights])
     check_gradients(case, gradients, x.detach(), [w.detach() for w in weights], grad)
+    assert calls == ["connect_forward_kernel" if kernel == "connect" else "connect_backward_kernel"]
+    assert {t.data_ptr() for t in _saved(connect, inputs)} <= {t.data_ptr() for t in inputs}
 
 
 def test_an_exported_connect_layer_is_plain_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:

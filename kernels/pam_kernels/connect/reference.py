@@ -11,8 +11,13 @@ from torch import Tensor
 
 def connect_reference(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str = "relu") -> Tensor:
     """y = x + W2 act(W1 x + b1) + b2 at every pixel (PAM, equation 4)."""
+    return x + connect_branch(x, w1, b1, w2, b2, activation)
+
+
+def connect_branch(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str) -> Tensor:
+    """W2 act(W1 x + b1) + b2 at every pixel, all in one dtype."""
     hidden = F.conv2d(x, w1[:, :, None, None], b1)
-    return x + F.conv2d(ACTIVATIONS[activation](hidden), w2[:, :, None, None], b2)
+    return F.conv2d(ACTIVATIONS[activation](hidden), w2[:, :, None, None], b2)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
