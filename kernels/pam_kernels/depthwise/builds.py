@@ -1,0 +1,76 @@
+"""Every build of the depthwise kernels: each entry of configs.py, in each role, at the largest kernel size it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..compile_gate import Build
+from .configs import HANKEL, Direct, Toeplitz, convolution_config
+from .forward import Role, band_kernel, direct_kernel, toeplitz_kernel
+from .grad_weight import constants, hankel_kernel
+
+ROLES = {
+    "forward": (1, 1, False),
+    "forward stride 2": (1, 2, False),
+    "input gradient": (1, 1, True),
+    "input gradient stride 2": (2, 1, True),
+}
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+INTEGERS = dict.fromkeys(("N", "C", "HI", "WI", "HO", "WO"), "i32")
+
+
+def builds() -> Iterator[Build]:
+    """The stride-1 gradient differs from the forward in the order of taps only, so it is built for the builder kernel alone."""
+    for k, dtype in (
+        (3, torch.bfloat16),
+        (5, torch.bfloat16),
+        (5, torch.float32),
+        (13, torch.float32),
+        (31, torch.float32),
+    ):
+        for name, (up, down, flip) in ROLES.items():
+            if name != "input gradient":
+                yield from _convolution(name, Role(k, up, down, flip), dtype)
+    for k in (7, 11, 17, 31):
+        for name, (up, down, flip) in ROLES.items():
+            if name != "input gradient":
+                yield from _convolution(name, Role(k, up, down, flip), torch.bfloat16)
+    yield from _convolution("forward", Role(7, 1, 1, False), torch.float16)
+    for sizes, config in HANKEL.items():
+        for stride, dtype in ((1, torch.bfloat16), (2, torch.bfloat16), (1, torch.float32)):
+            yield Build(
+                f"depthwise weight gradient k={sizes[-1]} stride {stride} {dtype}",
+                hankel_kernel,
+                dict.fromkeys(("x", "g"), TYPES[dtype]) | {"partial": "*fp32"} | INTEGERS,
+                constants(sizes[-1], stride, 2 * config.columns, config) | {"EMU": False},
+                config.warps,
+                3,
+                ("x", "g", "partial", "WI", "WO"),
+                tensor_cores=dtype != torch.float32,
+            )
+
+
+def _convolution(name: str, role: Role, dtype: torch.dtype) -> Iterator[Build]:
+    config = convolution_config(role.k, dtype, role.up * role.down, False)
+    name = f"depthwise {name} k={role.k} {dtype}"
+    types = dict.fromkeys(("x", "w", "y", "band"), TYPES[dtype]) | {"bias": "*fp32"} | INTEGERS
+    if isinstance(config, Direct):
+        fixed = role.direct(config) | {"BIAS": True, "EMU": False}
+        yield Build(name, direct_kernel, types, fixed, config.warps, 3, ("x", "w", "bias", "y", "WI", "WO"))
+        return
+    assert isinstance(config, Toeplitz)
+    fixed = role.toeplitz(config)
+    yield Build(f"{name} band", band_kernel, types, fixed | {"FLIP": role.flip}, 4, 3, ("w", "band"))
+    yield Build(
+        name,
+        toeplitz_kernel,
+        types,
+        fixed | {"BIAS": True, "M": config.tiles, "STAGES": config.stages, "EMU": False},
+        config.warps,
+        config.stages,
+        ("x", "band", "bias", "y", "WI", "WO"),
+        tensor_cores=True,
+        wide_loads=True,
+    )
