@@ -62,7 +62,7 @@ def _convolution(name: str, role: Role, dtype: torch.dtype) -> Iterator[Build]:
         return
     assert isinstance(config, Toeplitz)
     fixed = role.toeplitz(config)
-    yield Build(f"{name} band", band_kernel, types, fixed | {"FLIP": role.flip}, 4, 3, ("w", "band"))
+    yield Build(f"{name} band", band_kernel, types, fixed | {"FLIP": role.flip}, 8, 3, ("w", "band"))
     yield Build(
         name,
         toeplitz_kernel,

@@ -54,10 +54,10 @@ TOEPLITZ: dict[range, Toeplitz] = {
 }
 TOEPLITZ_STRIDED: dict[range, Toeplitz] = {range(7, 32): Toeplitz(4, 16, 128, 4, 2)}
 HANKEL: dict[range, Hankel] = {
-    range(3, 17): Hankel(32, 128, 4),
+    range(3, 17): Hankel(32, 128, 8),
     range(17, 32): Hankel(64, 64, 4),
 }
-INTERPRETER = Direct(2, 8, 64, 4), Toeplitz(4, 16, 32, 4, 1), Hankel(32, 64, 4)
+INTERPRETER = Direct(2, 8, 64, 4), Toeplitz(4, 16, 32, 4, 1), Hankel(8, 64, 4)
 
 
 def convolution_config(k: int, dtype: torch.dtype, stride: int, interpreter: bool) -> Direct | Toeplitz:
