@@ -4,7 +4,7 @@ HASH := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 READY := .venv/.ready-$(HASH)
 BIN := .venv/bin
 
-.PHONY: quickstart test lint types format bench clean setup
+.PHONY: quickstart test lint types format bench gpu clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test         set up and run the tests"
 	@echo "make lint types   ruff and mypy"
 	@echo "make bench        measure speed on this machine, write export/results/*.csv"
+	@echo "make gpu          check and measure the kernels on an NVIDIA GPU (under 10 minutes, no download)"
 	@echo "make clean        remove the environment and the caches"
 
 setup: $(READY)
@@ -43,6 +44,12 @@ format: $(READY)
 bench: $(READY)
 	@$(BIN)/python export/bench/training.py
 	@$(BIN)/python export/bench/run.py
+
+# No set-up: it takes the torch and triton that the machine has, or those of .venv. Exit code 3: no NVIDIA GPU.
+gpu:
+	@p=$(PY); $$p -c 'import torch, triton' 2>/dev/null || p=$(BIN)/python; \
+	$$p -c 'import torch, triton' 2>/dev/null || { echo "make gpu needs a Python with torch and triton: make gpu PY=..."; exit 3; }; \
+	$$p kernels/bench/run.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 Everything is compared with float64 sums of the same (rounded) inputs. An element may be wrong by as much as its own rounding
 errors add up to: u for each rounding to the working type, 2^-24 for each term of a sum, in the values that reach it.
+Needs torch only: `make gpu` uses it too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from hypothesis import strategies as st
 from torch import Tensor
 
 EPS = 2.0**-24
@@ -77,21 +77,6 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "expanded":
         return x[:1].expand(x.shape)
     return x
-
-
-cases = st.builds(
-    Case,
-    images=st.integers(1, 3),
-    channels=st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33])),
-    hidden=st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 33])),
-    height=st.integers(1, 9),
-    width=st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 40])),
-    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
-    activation=st.sampled_from(list(ACTIVATIONS)),
-    layout=st.sampled_from(["contiguous", "channels_last", "sliced", "transposed", "expanded"]),
-    kind=st.sampled_from(["normal", "normal", "offset"]),
-    seed=st.integers(0, 2**31),
-)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize(
+    ("activation", "layout"),
+    [*(("relu", layout) for layout in LAYOUTS), ("gelu", "channels_last"), ("silu", "contiguous")],
+)
 def test_opcheck(activation: str, layout: str) -> None:
     x, weights, grad = Case(2, 5, 3, 2, 4, activation=activation, layout=layout).tensors()
     inputs = (x.requires_grad_(), *(w.requires_grad_() for w in weights), activation)

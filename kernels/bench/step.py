@@ -1,0 +1,62 @@
+"""A whole training step of the network `full`: the kernels against plain PyTorch operators, both under torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import cases
+import torch
+import torch.nn.functional as F
+from measure import Measured, measure, say
+
+PATHS = ("every_second_unit", "all_units")
+
+
+def measure_step(which: str, device: str, dry: bool) -> Iterator[Measured]:
+    """The row of the path that runs all units, or every second one (the connect layers stand in for the others)."""
+    try:
+        from pam_mobile.model.presets import preset
+        from pam_mobile.model.supernet import Supernet
+        from pam_mobile.path import Path
+    except ImportError as error:
+        say(f"no row of a training step: {error}")
+        return
+    numbers, batch, crop = preset("full"), 16, 512
+    if dry:
+        small: dict[str, Any] = {
+            "kernel": 3,
+            "stem": 4,
+            "channels": (4, 4, 4, 4, 4),
+            "encoder_units": (1, 1, 1),
+            "decoder_units": (1, 0, 0),
+        }
+        numbers, batch, crop = replace(numbers, name="dry", decoder_channels=(4, 4), ppm=1, **small), 2, 32
+    units = len(numbers.units)
+    path = Path.all_run(units) if which == "all_units" else Path(tuple(unit % 2 == 0 for unit in range(units)))
+    image = torch.rand(batch, 3, crop, crop, device=device)
+    trimap = torch.randint(0, 3, (batch, 1, crop, crop), device=device) / 2
+    target = torch.rand(batch, 1, crop, crop, device=device)
+
+    def step_of(mode: str) -> Callable[[], object]:
+        torch.manual_seed(0)
+        net = Supernet(numbers).to(device)
+        compiled = torch.compile(net, backend=cases.BACKEND)
+        optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
+
+        def step() -> None:
+            with cases.forced(mode):
+                with torch.autocast(device, torch.bfloat16):
+                    loss = F.l1_loss(compiled(image, trimap, path=path).float(), target)
+                loss.backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+        return step
+
+    costs = {}
+    for implementation, mode in ((cases.OURS, "triton"), (cases.COMPILED, "torch")):
+        torch.compiler.reset()
+        costs[implementation] = measure(step_of(mode), device)
+    yield Measured(f"training_step_{numbers.name}", which, units, f"{batch}x3x{crop}x{crop}", "bfloat16", costs)
