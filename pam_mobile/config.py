@@ -52,13 +52,11 @@ class Data:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Procedural composites that are never trained on."""
+    """Procedural composites that are never trained on: whole objects, as photos show them."""
 
-    patches: int = 64
-    patch_size: int = 320
-    composites: int = 24
+    composites: int = 32
     size: int = 256
-    """Height and width of the composites, a multiple of 32."""
+    """Height and width, a multiple of 32."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class TrainConfig:
     stages: tuple[int, ...] = (1, 2)
     stage1: Stage = Stage(steps=6000, learning_rate=2e-3)
     stage2: Stage = Stage(steps=4000, learning_rate=1e-3)
-    crops: tuple[Crop, ...] = (Crop(160, 16, 0.8), Crop(256, 8, 0.2))
+    crops: tuple[Crop, ...] = (Crop(256, 8, 0.75), Crop(384, 4, 0.25))
     data: Data = field(default_factory=Data)
     held_out: HeldOut = field(default_factory=HeldOut)
     seed: int = 0

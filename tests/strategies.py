@@ -14,7 +14,7 @@ TINY_RUN = TrainConfig(
     stage2=Stage(steps=4, learning_rate=1e-3),
     crops=(Crop(64, 2, 0.5), Crop(32, 3, 0.5)),
     data=Data(patches=6, backgrounds=4, size=96),
-    held_out=HeldOut(patches=4, patch_size=96, composites=2, size=32),
+    held_out=HeldOut(composites=2, size=64),
     precision="fp32",
     validate_every=2,
     save_every=2,

@@ -44,11 +44,11 @@ def main() -> None:
         stages=(1,),
         stage1=Stage(steps=WARM_UP + STEPS, learning_rate=1e-3),
         data=Data(patches=48, backgrounds=24),
-        held_out=HeldOut(patches=8, composites=1, size=32),
+        held_out=HeldOut(composites=1, size=64),
         validate_every=WARM_UP,
     )
     rows = []
-    for crop in (Crop(160, 16, 1.0), Crop(256, 8, 1.0)):
+    for crop in (Crop(256, 8, 1.0), Crop(384, 4, 1.0)):
         for prior in (True, False):
             speed, precision = measure(replace(base, prior=prior, crops=(crop,)))
             rows.append(

@@ -28,7 +28,7 @@ OPAQUE = ("hair", "fur", "leaves", "lace", "solid")
 """Smoke and glass take longer than this to learn (docs/findings.md)."""
 BUDGETS = ["80%", "90%", "100%"]
 SIZE = 512
-COMPOSITES = 48
+COMPOSITES, COMPOSITE_SIZE = 64, 384
 RUNS = 20
 TRIMAP = Path(__file__).parents[1] / "assets" / "astronaut_trimap.png"
 
@@ -79,8 +79,8 @@ def quickstart_config() -> TrainConfig:
     base = TrainConfig()
     data = replace(base.data, patches=600, backgrounds=300, kinds=OPAQUE)
     first, second = Stage(steps=360, learning_rate=2e-3), Stage(steps=300, learning_rate=1e-3)
-    crops = (Crop(160, 8, 0.8), Crop(256, 4, 0.2))
-    held_out = HeldOut(composites=16)
+    crops = (Crop(256, 4, 0.75), Crop(384, 2, 0.25))
+    held_out = HeldOut(composites=16, size=256)
     return replace(
         base, held_out=held_out, stage1=first, stage2=second, crops=crops, data=data, validate_every=120, save_every=120
     )
@@ -138,7 +138,7 @@ def _held_out() -> list[Batch]:
     from ..config import HeldOut
     from ..train.validate import REPORT, held_out_composites
 
-    held_out = HeldOut(patches=COMPOSITES, composites=COMPOSITES)
+    held_out = HeldOut(COMPOSITES, COMPOSITE_SIZE)
     return held_out_composites(held_out, quickstart_config().data.kinds, REPORT, torch.device("cpu"))
 
 
@@ -282,7 +282,7 @@ def _text(report: dict[str, Any], out: Path) -> str:
 {markdown_table(header, rows)}
 
 SAD / 1000 over the unknown pixels, mean over {COMPOSITES} held-out procedural composites of
-256x256 ({", ".join(OPAQUE)}).
+{COMPOSITE_SIZE}x{COMPOSITE_SIZE} pixels ({", ".join(OPAQUE)}).
 GMACs and ms at {SIZE}x{SIZE}; ms on the CPU of this machine. One supernet of {report["parameters"] / 1e6:.3f} M parameters
 serves all budgets. The colour prior is part of every row: {prior["macs"] / 1e9:.3f} GMACs,
 {prior["milliseconds_eager"]} ms alone in PyTorch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from .patch import DISTANCE_ZERO
 
 CANDIDATES = 24
 """Random points tried per patch when looking for one inside the matte's soft region."""
+SPARE = 0.25
+"""Share of foregrounds that are drawn in excess, to take the place of those that are passed over."""
 
 
 class Batch(NamedTuple):
@@ -46,31 +49,48 @@ class Composer:
     background_jitter: float = 0.5
     out_of_focus: float = 0.6
     """Share of backgrounds that are blurred, as a lens does it."""
+    known: float = 0.01
+    """Crops with a smaller share of known foreground, known background or unknown pixels are passed over: no user draws
+    such a trimap. 0 keeps them."""
 
     def __call__(self, bank: Bank, batch: int, crop: int, rng: Generator) -> Batch:
         """A batch of `batch` composites of `crop` x `crop` pixels, determined by the generator's state."""
-        foreground, alpha, depth = self._foregrounds(bank, batch, crop, rng)
-        trimap = self._trimap(alpha, depth, crop, rng)
-        background = self._backgrounds(bank, batch, crop, rng)
+        drawn = batch + (math.ceil(batch * SPARE) if self.known else 0)
+        index = torch.randint(len(bank.patches), (drawn,), generator=rng)
+        patches = bank.patches[index.to(bank.patches.device)].float()
+        matrix = random_affine(drawn, self.scale, rng)
+        planes = warp(patches, matrix, soft_point(patches[:, 4], rng), crop)
+        return self._compose(planes, matrix.det().abs().sqrt(), bank.backgrounds, batch, rng)
+
+    def whole(self, bank: Bank, first: int, batch: int, rng: Generator) -> Batch:
+        """Composites of the bank's patches from `first` on as they are, as a photo shows its object whole."""
+        planes = bank.patches[first : first + batch].float()
+        return self._compose(planes, torch.ones(len(planes)), bank.backgrounds, len(planes), rng)
+
+    def _compose(self, planes: Tensor, scale: Tensor, backgrounds: Tensor, batch: int, rng: Generator) -> Batch:
+        """planes: (N, 5, S, S) of `make_patch`, N >= batch; scale: (N,) their pixels per output pixel."""
+        foreground, alpha, depth = self._foregrounds(planes, scale, rng)
+        trimap = self._trimap(alpha, depth, rng)
+        shares = torch.stack([(trimap == value).float().mean((1, 2, 3)) for value in (0, 0.5, 1)])
+        usable = (shares.amin(0) >= self.known).to(torch.uint8)
+        best = usable.argsort(descending=True, stable=True)[:batch]
+        foreground, alpha, trimap = foreground[best], alpha[best], trimap[best]
+        background = self._backgrounds(backgrounds, batch, planes.shape[-1], rng)
         background = self._raise_contrast(foreground, background, trimap, rng)
         image = degrade(alpha * foreground + (1 - alpha) * background, rng)
         return Batch(image, trimap, alpha, foreground, background)
 
-    def _foregrounds(self, bank: Bank, batch: int, crop: int, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _foregrounds(self, planes: Tensor, scale: Tensor, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Foreground (N, 3, ...), alpha (N, 1, ...) and depth (N, 1, ...), the signed distance in output pixels."""
-        index = torch.randint(len(bank.patches), (batch,), generator=rng)
-        patches = bank.patches[index.to(bank.patches.device)].float()
-        matrix = random_affine(batch, self.scale, rng)
-        planes = warp(patches, matrix, soft_point(patches[:, 4], rng), crop)
         foreground = colour_jitter(planes[:, 0:3] / 255, self.foreground_jitter, rng)
         alpha = (planes[:, 3:4] / 255).clamp(0, 1)
-        depth = (planes[:, 4:5] - DISTANCE_ZERO) / matrix.det().abs().sqrt().to(planes)[:, None, None, None]
-        two = (torch.rand((batch, 1, 1, 1), generator=rng) < self.second).to(alpha.device)
+        depth = (planes[:, 4:5] - DISTANCE_ZERO) / scale.to(planes)[:, None, None, None]
+        two = (torch.rand((len(planes), 1, 1, 1), generator=rng) < self.second).to(alpha.device)
         return _put_over(foreground, alpha, depth, two)
 
-    def _backgrounds(self, bank: Bank, batch: int, crop: int, rng: Generator) -> Tensor:
-        index = torch.randint(len(bank.backgrounds), (batch,), generator=rng)
-        source = bank.backgrounds[index.to(bank.backgrounds.device)].float() / 255
+    def _backgrounds(self, backgrounds: Tensor, batch: int, crop: int, rng: Generator) -> Tensor:
+        index = torch.randint(len(backgrounds), (batch,), generator=rng)
+        source = backgrounds[index.to(backgrounds.device)].float() / 255
         centre = uniform((batch, 2), 0, source.shape[-1], rng)
         background = colour_jitter(
             warp(source, random_affine(batch, self.scale, rng), centre, crop), self.background_jitter, rng
@@ -78,9 +98,9 @@ class Composer:
         sigma = uniform((batch,), 0.5, 4, rng) * (torch.rand(batch, generator=rng) < self.out_of_focus)
         return gaussian_blur(background, sigma, 8)
 
-    def _trimap(self, alpha: Tensor, depth: Tensor, crop: int, rng: Generator) -> Tensor:
+    def _trimap(self, alpha: Tensor, depth: Tensor, rng: Generator) -> Tensor:
         low, high = self.trimap_radius
-        width = low + (high * crop - low) * uniform((2, alpha.shape[0], 1, 1, 1), 0, 1, rng).to(alpha) ** 2
+        width = low + (high * alpha.shape[-1] - low) * uniform((2, alpha.shape[0], 1, 1, 1), 0, 1, rng).to(alpha) ** 2
         foreground = (depth > width[0]) & (alpha > 254.5 / 255)
         background = (depth < -width[1]) & (alpha < 0.5 / 255)
         return 0.5 + 0.5 * foreground.to(alpha) - 0.5 * background.to(alpha)

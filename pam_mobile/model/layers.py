@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,3 +21,9 @@ class ConvBlock(nn.Sequential):
 def upsample(x: Tensor) -> Tensor:
     """Bilinear x2. By scale factor and not by size: exporters keep it whole."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def same_layout(x: Tensor, like: Tensor) -> Tensor:
+    """x in channels-last if `like` is. A concatenation of mixed layouts is not, and then every convolution copies its input."""
+    channels_last = torch.channels_last
+    return x.contiguous(memory_format=channels_last) if like.is_contiguous(memory_format=channels_last) else x

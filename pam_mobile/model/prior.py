@@ -20,7 +20,7 @@ from .presets import PRIOR_STRIDE
 EPS_WEIGHT = 1e-4
 EPS_COVARIANCE = 0.004
 EPS_DISTANCE = 0.1
-CONFIDENT = 0.7
+CONFIDENT = 0.85
 MAX_LEVELS = 9
 
 # Symmetric 3x3 matrices are stored as (rr, gg, bb, rg, rb, gb), so that the diagonal is one slice.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..budget import Budget, StepPlanner
 from ..cost import CostTable
 from ..path import Path
+from .block import DepthwiseBlock
 from .presets import MAX_STRIDE, Preset
 from .selection import BudgetEmbedding
 from .trunk import MattingNet
@@ -26,7 +27,7 @@ class Supernet(nn.Module):
         self.embedding = BudgetEmbedding(preset)
         self.apply(_initialise)
         last = self.net.decoder.head
-        nn.init.normal_(last.weight, std=0.01)
+        nn.init.normal_(last.weight, std=0.001)
         nn.init.constant_(cast(Tensor, last.bias), 0.0 if preset.prior else 0.5)
 
     @property
@@ -87,7 +88,10 @@ def _check_size(image: Tensor, trimap: Tensor) -> None:
 
 
 def _initialise(module: nn.Module) -> None:
+    """Blocks, connect layers and the head start near zero: noise from fresh weights would take long to unlearn."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, DepthwiseBlock):
+        module.project.weight.data.mul_(0.1)

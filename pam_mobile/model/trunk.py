@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .layers import ConvBlock, upsample
+from .layers import ConvBlock, same_layout, upsample
 from .ppm import PyramidPooling
 from .presets import Preset
 from .prior import ColourPrior
@@ -112,7 +112,7 @@ class MattingNet(nn.Module):
             alpha = self.decoder(self.encoder(x, step), x, step)
         else:
             guess = self.prior(image, fg, bg)
-            x = torch.cat([x, guess], 1)
+            x = same_layout(torch.cat([x, guess], 1), image)
             alpha = guess[:, 1:2] + self.decoder(self.encoder(x, step), x, step)
         clamped = alpha.clamp(0.0, 1.0)
         if self.training:

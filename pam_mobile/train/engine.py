@@ -188,7 +188,9 @@ class Trainer:
             {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        return torch.optim.RAdam(groups, lr=plan.learning_rate, betas=self.config.betas, decoupled_weight_decay=True)
+        return torch.optim.RAdam(
+            groups, lr=plan.learning_rate, betas=self.config.betas, decoupled_weight_decay=True, foreach=True
+        )
 
     def _start_from(self, stage: int) -> None:
         """Stage 2 and later begin with the averaged weights of the stage before, if it was trained in this run."""

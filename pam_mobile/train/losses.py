@@ -28,9 +28,9 @@ def unknown_mask(trimap: Tensor) -> Tensor:
 
 
 def l1_loss(difference: Tensor, mask: Tensor) -> Tensor:
-    """Mean smooth |difference| over the masked pixels of each image, averaged.  difference, mask: (N, 1, H, W)."""
+    """Mean smooth |difference| over the masked pixels of the batch, as SAD counts them.  difference, mask: (N, 1, H, W)."""
     error = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=SMOOTH, reduction="none")
-    return ((error * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) + 1e-8)).mean()
+    return (error * mask).sum() / (mask.sum() + 1e-8)
 
 
 def composition_loss(alpha: Tensor, batch: Batch, mask: Tensor) -> Tensor:

@@ -32,13 +32,13 @@ SPLIT_SEEDS = 1_000_000
 def held_out_composites(
     held_out: HeldOut, kinds: Sequence[str], split: int, device: torch.device, reporter: Reporter | None = None
 ) -> list[Batch]:
-    """Fixed composites of one foreground each, in batches. split: SELECTION or REPORT."""
+    """Fixed composites in batches, every matte once and whole. split: SELECTION or REPORT."""
+    count = held_out.composites
     seed = HELD_OUT_SEED + split * SPLIT_SEEDS
-    bank = synthetic_bank(seed, held_out.patches, held_out.patches, held_out.patch_size, kinds, reporter).to(device)
+    bank = synthetic_bank(seed, count, count, held_out.size, kinds, reporter).to(device)
     rng = Generator().manual_seed(split)
-    composer = Composer(second=0, hard=0)
-    counts = [min(BATCH, held_out.composites - i) for i in range(0, held_out.composites, BATCH)]
-    return [composer(bank, count, held_out.size, rng) for count in counts]
+    composer = Composer(second=0, hard=0, known=0)
+    return [composer.whole(bank, first, min(BATCH, count - first), rng) for first in range(0, count, BATCH)]
 
 
 def sad_per_image(alpha: Tensor, batch: Batch) -> Tensor:

@@ -60,6 +60,23 @@ def test_a_seed_determines_every_byte_and_another_seed_changes_them() -> None:
     assert not torch.equal(first.image, other.image)
 
 
+def test_crops_that_no_trimap_could_describe_are_passed_over() -> None:
+    def rarest(composer: Composer) -> torch.Tensor:
+        batches = [composer(bank(), 8, 64, generator(seed)) for seed in range(6)]
+        shares = [torch.stack([(b.trimap == v).float().mean((1, 2, 3)) for v in (0, 0.5, 1)]).amin(0) for b in batches]
+        return torch.cat(shares)
+
+    assert (rarest(Composer(known=0)) < 0.01).sum() > 2 * (rarest(Composer()) < 0.01).sum()
+
+
+def test_a_whole_composite_shows_every_patch_as_it_is() -> None:
+    b = Composer(second=0, known=0).whole(bank(), 3, 5, generator(0))
+    assert torch.equal(b.alpha, bank().patches[3:8, 3:4].float() / 255)
+    assert b.image.shape == (5, 3, 128, 128)
+    last = Composer(second=0, known=0).whole(bank(), 8, 8, generator(0))
+    assert torch.equal(last.alpha, bank().patches[8:, 3:4].float() / 255)
+
+
 def test_low_contrast_backgrounds_are_replaced() -> None:
     def contrast(composer: Composer) -> torch.Tensor:
         b = composer(bank(), 32, 64, generator(1))
@@ -68,11 +85,12 @@ def test_low_contrast_backgrounds_are_replaced() -> None:
             (1, 2, 3)
         )
 
-    assert (contrast(Composer(hard=0)) < 60 / 255).sum() < (contrast(Composer(hard=1)) < 60 / 255).sum()
+    low = Composer.contrast
+    assert (contrast(Composer(hard=0)) < low).sum() < (contrast(Composer(hard=1)) < low).sum()
 
 
 def test_two_foregrounds_compose_like_layers() -> None:
-    one, two = (Composer(second=share, hard=1)(bank(), 8, 64, generator(2)) for share in (0, 1))
+    one, two = (Composer(second=share, hard=1, known=0)(bank(), 8, 64, generator(2)) for share in (0, 1))
     expected = one.alpha + one.alpha.roll(1, 0) * (1 - one.alpha)
     torch.testing.assert_close(two.alpha, expected)
 

@@ -38,6 +38,8 @@ def _randomised(prior: bool) -> Supernet:
             tensor.normal_(0, 0.1)
         elif name.endswith("bias") and "decoder.head" not in name:
             tensor.normal_(0, 0.05)
+        elif name.endswith(("project.weight", "decoder.head.weight")):
+            tensor.mul_(10)
     return net
 
 

@@ -173,7 +173,7 @@ def test_training_beats_its_start_on_what_it_sees(tmp_path: Path) -> None:
         crops=(Crop(64, 4, 1.0),),
         validate_every=40,
     )
-    held_out = HeldOut(patches=6, patch_size=96, composites=6, size=64)
+    held_out = HeldOut(composites=6, size=64)
     seen = held_out_composites(held_out, TINY_RUN.data.kinds, 0, torch.device("cpu"))
     trainer = Trainer(config, tmp_path / "run", Silent())
     trainer.compose = lambda bank, batch, crop, rng: seen[0]  # type: ignore[assignment,misc]
