@@ -7,36 +7,23 @@ from collections.abc import Iterator
 import torch
 
 from ..compile_gate import Build
-from .configs import HANKEL, Direct, Toeplitz, convolution_config
+from .configs import HANKEL, TOEPLITZ, Direct, Toeplitz, convolution_config
 from .forward import Role, band_kernel, direct_kernel, toeplitz_kernel
 from .grad_weight import constants, hankel_kernel
 
-ROLES = {
-    "forward": (1, 1, False),
-    "forward stride 2": (1, 2, False),
-    "input gradient": (1, 1, True),
-    "input gradient stride 2": (2, 1, True),
-}
+ROLES = {"forward": (1, 1), "forward stride 2": (1, 2), "input gradient stride 2": (2, 1)}
+"""UP and DOWN. The gradient at stride 1 is left out: it differs from the forward in the order of taps only."""
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 INTEGERS = dict.fromkeys(("N", "C", "HI", "WI", "HO", "WO"), "i32")
 
 
 def builds() -> Iterator[Build]:
-    """The stride-1 gradient differs from the forward in the order of taps only, so it is built for the builder kernel alone."""
-    for k, dtype in (
-        (3, torch.bfloat16),
-        (5, torch.bfloat16),
-        (5, torch.float32),
-        (13, torch.float32),
-        (31, torch.float32),
-    ):
-        for name, (up, down, flip) in ROLES.items():
-            if name != "input gradient":
-                yield from _convolution(name, Role(k, up, down, flip), dtype)
-    for k in (7, 11, 17, 31):
-        for name, (up, down, flip) in ROLES.items():
-            if name != "input gradient":
-                yield from _convolution(name, Role(k, up, down, flip), torch.bfloat16)
+    """Tensor cores: bfloat16, and once float16, which differs in one instruction."""
+    direct = [(3, torch.bfloat16), (5, torch.bfloat16), (5, torch.float32), (31, torch.float32)]
+    tensor_cores = [(sizes[-1], torch.bfloat16) for sizes in TOEPLITZ]
+    for k, dtype in direct + tensor_cores:
+        for name, (up, down) in ROLES.items():
+            yield from _convolution(name, Role(k, up, down, up > 1), dtype)
     yield from _convolution("forward", Role(7, 1, 1, False), torch.float16)
     for sizes, config in HANKEL.items():
         for stride, dtype in ((1, torch.bfloat16), (2, torch.bfloat16), (1, torch.float32)):

@@ -44,18 +44,18 @@ class Hankel:
 
 
 DIRECT: dict[range, Direct] = {
-    range(3, 6): Direct(8, 1, 128, 4),
-    range(7, 32): Direct(8, 1, 128, 4),
+    range(3, 6, 2): Direct(8, 1, 128, 4),
+    range(7, 32, 2): Direct(8, 1, 128, 4),
 }
 TOEPLITZ: dict[range, Toeplitz] = {
-    range(7, 12): Toeplitz(4, 16, 128, 4, 2),
-    range(13, 18): Toeplitz(8, 16, 128, 8, 3),
-    range(19, 32): Toeplitz(4, 32, 128, 8, 2),
+    range(7, 12, 2): Toeplitz(4, 16, 128, 4, 2),
+    range(13, 18, 2): Toeplitz(8, 16, 128, 8, 3),
+    range(19, 32, 2): Toeplitz(4, 32, 128, 8, 2),
 }
-TOEPLITZ_STRIDED: dict[range, Toeplitz] = {range(7, 32): Toeplitz(4, 16, 128, 4, 2)}
+TOEPLITZ_STRIDED: dict[range, Toeplitz] = {range(7, 32, 2): Toeplitz(4, 16, 128, 4, 2)}
 HANKEL: dict[range, Hankel] = {
-    range(3, 17): Hankel(32, 128, 8),
-    range(17, 32): Hankel(64, 64, 4),
+    range(3, 17, 2): Hankel(32, 128, 8),
+    range(17, 32, 2): Hankel(64, 64, 4),
 }
 INTERPRETER = Direct(2, 8, 64, 4), Toeplitz(4, 16, 32, 4, 1), Hankel(8, 64, 4)
 
