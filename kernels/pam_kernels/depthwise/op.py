@@ -17,7 +17,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
     x: (N, C, H, W); weight: (C, 1, k, k) with odd k in 3..31; bias: (C,) or None; stride: 1 or 2.
     Returns (N, C, ceil(H / stride), ceil(W / stride)) in the dtype of x (under autocast: of autocast).
     Raises ValueError for other shapes, strides or mixed dtypes. The Triton kernels give NaN where the reference does, and
-    for a non-finite x also up to 64 columns beside it, because tensor cores multiply it with zeros.
+    for a non-finite x also up to 64 columns and 8 rows further away, because tensor cores multiply it with zeros.
     """
     if (
         weight.dim() != 4
