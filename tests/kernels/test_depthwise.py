@@ -160,16 +160,16 @@ print([name for name in sys.modules if name.startswith(("pam_mobile", "pam_expor
     assert done.stdout.splitlines() == ["pam_kernels", "[]"]
 
 
-@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float64])
-def test_autocast_on_a_cpu_gives_its_dtype_from_float32_products(given: torch.dtype) -> None:
-    x, weight = torch.randn(2, 3, 9, 8).to(given), torch.randn(3, 1, 5, 5, dtype=given, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_autocast_on_a_cpu_gives_its_dtype_from_float32_products(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(2, 3, 9, 8).to(dtype), torch.randn(3, 1, 5, 5, dtype=dtype, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = depthwise_conv2d(x, weight)
         as_autocast_does = torch.nn.functional.conv2d(x, weight, None, 1, 2, groups=3)
     assert y.dtype == as_autocast_does.dtype
-    wide = torch.promote_types(given, torch.float32)
+    wide = torch.promote_types(dtype, torch.float32)
     exact = depthwise_conv2d(x.to(wide), weight.to(wide))
     assert torch.equal(y, exact.to(y.dtype))
     y.sum().backward()
     assert weight.grad is not None
-    assert weight.grad.dtype == given
+    assert weight.grad.dtype == dtype
