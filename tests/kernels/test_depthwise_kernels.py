@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pam_kernels import depthwise_conv2d
 from pam_kernels.depthwise.configs import Direct, Hankel, Toeplitz
 
-CASES = max(1, int(os.environ.get("PAM_KERNEL_CASES", "300")) // 3)
+CASES = max(1, int(os.environ.get("PAM_KERNEL_CASES", "150")) // 5)
+"""Of 5: two here on tensor cores, one direct, and the connect layer's."""
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +24,8 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 sides = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20])
 shared = {
-    "images": st.integers(1, 3),
-    "channels": st.integers(1, 3),
+    "images": st.sampled_from([1, 1, 1, 2, 3]),
+    "channels": st.sampled_from([1, 1, 2, 3]),
     "stride": st.sampled_from([1, 2]),
     "bias": st.booleans(),
     "layout": st.sampled_from(["guarded", "channels_last", "sliced", "transposed", "expanded"]),
@@ -43,7 +44,7 @@ direct_cases = st.builds(
     Case,
     height=sides,
     width=st.sampled_from([1, 2, 3, 7, 31, 63, 64, 65]),
-    k=st.sampled_from([3, 3, 5, 5, 7, 9]),
+    k=st.sampled_from([3, 3, 3, 5, 5, 7]),
     dtype=st.just(torch.float32),
     **shared,
 ) | st.builds(
@@ -56,13 +57,13 @@ direct_cases = st.builds(
 )
 
 
-@settings(max_examples=CASES // 2)
+@settings(max_examples=2 * CASES)
 @given(tensor_core_cases)
 def test_tensor_core_results_are_exact_up_to_rounding(case: Case) -> None:
     check(case)
 
 
-@settings(max_examples=CASES // 2)
+@settings(max_examples=CASES)
 @given(direct_cases)
 @example(Case(1, 1, 3, 5, 31, 1, torch.float32))
 @example(Case(1, 1, 4, 6, 13, 2, torch.float32, kind="integers"))
@@ -96,7 +97,7 @@ def test_both_gradients_are_adjoint_to_the_convolution(k: int, stride: int) -> N
 @pytest.mark.parametrize(
     "config",
     [
-        Direct(2, 1, 16, 4),
+        Direct(2, 4, 16, 4),
         Direct(8, 2, 32, 4),
         Toeplitz(2, 16, 16, 4, 1),
         Toeplitz(8, 16, 16, 4, 1),
@@ -107,7 +108,7 @@ def test_both_gradients_are_adjoint_to_the_convolution(k: int, stride: int) -> N
 def test_block_sizes_change_no_result(config: Direct | Toeplitz, stride: int) -> None:
     from pam_kernels.depthwise.forward import convolve, input_grad
 
-    case = Case(1, 2, 9, 19, 7, stride, kind="integers")
+    case = Case(1, 1, 9, 19, 7, stride, kind="integers")
     x, weight, bias, grad = case.tensors()
     results = run(case)
     with guarded_results():
@@ -120,7 +121,7 @@ def test_block_sizes_change_no_result(config: Direct | Toeplitz, stride: int) ->
 def test_splits_change_no_weight_gradient(config: Hankel, stride: int) -> None:
     from pam_kernels.depthwise.grad_weight import weight_grad
 
-    case = Case(2, 2, 9, 19, 7, stride, kind="integers")
+    case = Case(2, 1, 9, 19, 7, stride, kind="integers")
     x, _, _, grad = case.tensors()
     with guarded_results():
         result = weight_grad(grad, x, 7, stride, config)
@@ -128,13 +129,15 @@ def test_splits_change_no_weight_gradient(config: Hankel, stride: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, on inf - inf
-@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(float("inf"), torch.float32), (-float("inf"), torch.bfloat16), (float("nan"), torch.bfloat16)],
+)
 def test_what_is_not_finite_stays_near(value: float, dtype: torch.dtype) -> None:
     """Direct kernels spread it as far as the taps reach; tensor cores over the tiles that read it, never to another plane."""
     k, (row, column) = 7, (12, 70)
-    x = torch.randn(2, 2, 24, 140).to(dtype)
-    weight = (torch.rand(2, 1, k, k) + 0.5).to(dtype)
+    x = torch.randn(2, 1, 24, 140).to(dtype)
+    weight = (torch.rand(1, 1, k, k) + 0.5).to(dtype)
     clean = depthwise_conv2d(x, weight)
     x[1, 0, row, column] = value
     y = depthwise_conv2d(x, weight)

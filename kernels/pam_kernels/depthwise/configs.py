@@ -57,7 +57,7 @@ HANKEL: dict[range, Hankel] = {
     range(3, 17, 2): Hankel(32, 128, 8),
     range(17, 32, 2): Hankel(64, 64, 4),
 }
-INTERPRETER = Direct(2, 8, 64, 4), Toeplitz(4, 16, 32, 4, 1), Hankel(8, 64, 4)
+INTERPRETER = Direct(2, 16, 64, 4), Toeplitz(4, 16, 32, 4, 1), Hankel(8, 64, 4)
 
 
 def convolution_config(k: int, dtype: torch.dtype, stride: int, interpreter: bool) -> Direct | Toeplitz:
