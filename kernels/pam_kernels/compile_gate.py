@@ -76,9 +76,11 @@ class Resources:
 
 def builds() -> Iterator[Build]:
     """Every configuration. An operator joins by a generator of its own."""
+    from .connect.builds import builds as connect
     from .depthwise.builds import builds as depthwise
 
     yield from depthwise()
+    yield from connect()
 
 
 def compile_build(build: Build, arch: int) -> Resources:

@@ -1,4 +1,4 @@
-"""Every depthwise configuration compiles without a GPU: no spills, shared memory within the card's, the right instructions.
+"""Every configuration of both operators compiles without a GPU: no spills, shared memory within the card's, the right instructions.
 
 In turns for sm_80, sm_86 and sm_90; with PAM_KERNEL_CASES set, each for all three.
 """
@@ -17,7 +17,8 @@ from pam_kernels.depthwise.configs import DIRECT, HANKEL, TOEPLITZ, TOEPLITZ_STR
 
 
 def test_every_configuration_is_built() -> None:
-    sizes = {int(build.name.partition("k=")[2].split()[0]) for build in builds()}
+    names = [build.name for build in builds() if build.name.startswith("depthwise")]
+    sizes = {int(name.partition("k=")[2].split()[0]) for name in names}
     for table in (DIRECT, TOEPLITZ, TOEPLITZ_STRIDED, HANKEL):
         for served in table:
             assert sizes & set(served), served
