@@ -35,7 +35,7 @@ import step  # noqa: E402
 from measure import Measured, measure_case, say  # noqa: E402
 
 NO_GPU = 3
-CASES_UNTIL, STEPS_UNTIL = 330, 480
+CASES_UNTIL, STEPS_UNTIL = 270, 420
 """Seconds from the start after which no new case and no new training step is begun."""
 BASELINES = (cases.CUDNN_NCHW, cases.CUDNN_LAST, cases.ATEN, cases.COMPILED)
 COLUMNS = (

@@ -1,4 +1,7 @@
-"""A whole training step of the network `full`: the kernels against plain PyTorch operators, both under torch.compile."""
+"""A whole training step of the network `full`: the kernels against plain PyTorch operators, both under torch.compile.
+
+In the row, `torch_compile` is the plain network in NCHW and `cudnn_channels_last` the same in channels_last, compiled too.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +42,17 @@ def measure_step(which: str, device: str, dry: bool) -> Iterator[Measured]:
     trimap = torch.randint(0, 3, (batch, 1, crop, crop), device=device) / 2
     target = torch.rand(batch, 1, crop, crop, device=device)
 
-    def step_of(mode: str) -> Callable[[], object]:
+    def step_of(mode: str, layout: torch.memory_format) -> Callable[[], object]:
         torch.manual_seed(0)
-        net = Supernet(numbers).to(device)
-        compiled = torch.compile(net, backend=cases.BACKEND)
+        net = Supernet(numbers).to(device, memory_format=layout)  # type: ignore[call-overload]
+        images = image.contiguous(memory_format=layout)
+        compiled = torch.compile(net, backend=cases.BACKEND, dynamic=False)
         optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
 
         def step() -> None:
             with cases.forced(mode):
                 with torch.autocast(device, torch.bfloat16):
-                    loss = F.l1_loss(compiled(image, trimap, path=path).float(), target)
+                    loss = F.l1_loss(compiled(images, trimap, path=path).float(), target)
                 loss.backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -56,7 +60,11 @@ def measure_step(which: str, device: str, dry: bool) -> Iterator[Measured]:
         return step
 
     costs = {}
-    for implementation, mode in ((cases.OURS, "triton"), (cases.COMPILED, "torch")):
+    for implementation, mode, layout in (
+        (cases.OURS, "triton", torch.contiguous_format),
+        (cases.COMPILED, "torch", torch.contiguous_format),
+        (cases.CUDNN_LAST, "torch", torch.channels_last),
+    ):
         torch.compiler.reset()
-        costs[implementation] = measure(step_of(mode), device)
+        costs[implementation] = measure(step_of(mode, layout), device)
     yield Measured(f"training_step_{numbers.name}", which, units, f"{batch}x3x{crop}x{crop}", "bfloat16", costs)

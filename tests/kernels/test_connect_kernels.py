@@ -6,7 +6,7 @@ PAM_KERNEL_CASES=5000 makes the long run of both operators' kernels.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -117,6 +117,15 @@ def test_every_configuration_is_exact_on_integers(config: Config) -> None:
     assert torch.equal(a, h.relu())
     assert torch.equal(d, da * (h > 0))
     assert torch.equal(dx, grad + torch.einsum("mc,nmhw->nchw", weights[0], d))
+
+
+def test_every_configuration_is_compiled_by_the_gate() -> None:
+    from pam_kernels.connect.builds import builds
+
+    built = {
+        (b.constants["C"], b.constants["BC"], b.constants["BM"], b.constants["BP"], b.warps, b.stages) for b in builds()
+    }
+    assert built == {(channels, *astuple(config)) for rows in TABLE.values() for channels, config in rows}
 
 
 def _direct(case: Case, kernel: str, config: Config) -> tuple[Tensor, ...]:
