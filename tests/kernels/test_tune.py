@@ -41,8 +41,9 @@ def test_the_table_is_what_dispatch_reads(tmp_path: Path, monkeypatch: pytest.Mo
     times = iter([2.0, 5.0, 3.0, 4.0])
     measured = tune.row(SMALL[0], "cpu", lambda call: next(times))
     assert (measured["best"], measured["ratio"]) == ("aten", 1.5)
-    monkeypatch.setattr(dispatch, "TABLES", tmp_path)
-    path = tmp_path / "sm_90.json"
+    folder = tmp_path / "new"
+    monkeypatch.setattr(dispatch, "TABLES", folder)
+    path = folder / "sm_90.json"
     tune.write(path, [measured], {"gpu": "first"})
     tune.write(path, [measured | {"op": "connect", "size": 32}], {"gpu": "second"})
     assert [(row["op"], row["gpu"]) for row in json.loads(path.read_text())["rows"]] == [

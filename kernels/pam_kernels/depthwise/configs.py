@@ -55,7 +55,7 @@ TOEPLITZ: dict[range, Toeplitz] = {
 TOEPLITZ_STRIDED: dict[range, Toeplitz] = {range(7, 32, 2): Toeplitz(4, 16, 128, 4, 2)}
 HANKEL: dict[range, Hankel] = {
     range(3, 17, 2): Hankel(32, 128, 8),
-    range(17, 32, 2): Hankel(64, 64, 4),
+    range(17, 32, 2): Hankel(64, 64, 8),
 }
 INTERPRETER = Direct(2, 16, 64, 4), Toeplitz(4, 16, 32, 4, 1), Hankel(8, 64, 4)
 
