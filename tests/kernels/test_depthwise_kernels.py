@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pam_kernels import depthwise_conv2d
 from pam_kernels.depthwise.configs import Direct, Hankel, Toeplitz
 
-CASES = max(1, int(os.environ.get("PAM_KERNEL_CASES", "150")) // 5)
+CASES = max(1, int(os.environ.get("PAM_KERNEL_CASES", "100")) // 5)
 """Of 5: two here on tensor cores, one direct, and the connect layer's."""
 
 
