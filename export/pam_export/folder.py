@@ -62,8 +62,8 @@ def _prove(
     """Parity of every artifact, executed in a child per target. Raises IntegrityError naming the first that fails."""
     reporter.say("comparing the artifacts with PyTorch")
     outcomes: dict[str, Outcome] = {}
-    for row in {item.plan.recipe.target: item.plan.recipe for item in built}.values():
-        items = [item for item in built if item.plan.recipe is row]
+    for target in dict.fromkeys(item.plan.recipe.target for item in built):
+        items = [item for item in built if item.plan.recipe.target == target]
         jobs = [_job(item, folder, inputs[item.plan.size]) for item in items]
         outcomes |= {item.plan.name: outcome for item, outcome in zip(items, run_isolated(jobs), strict=True)}
     return [_judge(item, outcomes[item.plan.name], reporter) for item in built]

@@ -20,6 +20,8 @@ from .common import Result, verb
 from .export import export_checkpoint
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..checkpoint import Checkpoint
     from ..config import TrainConfig
     from ..data.compose import Batch
@@ -57,11 +59,13 @@ def job(reporter: Reporter, out: Path, fresh: bool) -> Result:
     found = checkpoint.load(_train(out / "train", reporter))
     manifest = _export(found, out / "export", reporter)
     composites = _held_out()
+    baselines = _baselines(composites)
+    prior = baselines["prior alone"]
     report = {
         "size": SIZE,
         "parameters": _parameters(found),
-        "baselines": _baselines(composites),
-        "budgets": [_row(found, manifest, out, budget, composites) for budget in BUDGETS],
+        "baselines": {name: float(scores.mean()) for name, scores in baselines.items()},
+        "budgets": [_row(found, manifest, out, budget, composites, prior) for budget in BUDGETS],
         "prior": _prior(found),
         "photo": _cut_out(found, photo, out, reporter),
         "seconds": round(time.monotonic() - start, 1),
@@ -142,26 +146,29 @@ def _held_out() -> list[Batch]:
     return held_out_composites(held_out, quickstart_config().data.kinds, REPORT, torch.device("cpu"))
 
 
-def _baselines(batches: list[Batch]) -> dict[str, float]:
-    from ..train.validate import half_sad, prior_sad
+def _baselines(batches: list[Batch]) -> dict[str, Tensor]:
+    from ..train.validate import half_sads, prior_sads
 
-    return {"unknown = 0.5": half_sad(batches), "prior alone": prior_sad(batches)}
+    return {"unknown = 0.5": half_sads(batches), "prior alone": prior_sads(batches)}
 
 
 def _row(
-    found: Checkpoint, manifest: dict[str, Any], out: Path, budget: str, composites: list[Batch]
+    found: Checkpoint, manifest: dict[str, Any], out: Path, budget: str, composites: list[Batch], prior: Tensor
 ) -> dict[str, Any]:
     from ..path import Path as NetworkPath
-    from ..train.validate import mean_sad
+    from ..train.validate import change, sads
 
     artifacts = {a["target"]: a for a in manifest["artifacts"] if a["budget"]["text"] == budget}
     pte = artifacts["executorch"]
+    scores = sads(found.supernet, composites, NetworkPath.parse(pte["path"]))
+    difference, error = change(scores, prior)
     return {
         "budget": budget,
         "path": pte["path"],
         "macs": pte["macs"],
         "parameters": pte["params"],
-        "sad": mean_sad(found.supernet, composites, NetworkPath.parse(pte["path"])),
+        "sad": float(scores.mean()),
+        "against_prior": {"change": difference, "standard_error": error},
         "milliseconds": _milliseconds(out / "export" / pte["files"][0]["path"]),
         "files": {
             target: {
@@ -257,6 +264,7 @@ def _text(report: dict[str, Any], out: Path) -> str:
         ".pte",
         ".mlpackage",
         "SAD",
+        "against the prior",
         "ms (.pte)",
         "max diff .pte",
         "max diff .mlpackage",
@@ -270,19 +278,23 @@ def _text(report: dict[str, Any], out: Path) -> str:
             f"{row['files']['executorch']['bytes'] / 1e6:.2f} MB",
             f"{row['files']['coreml']['bytes'] / 1e6:.2f} MB",
             f"{row['sad']:.3f}",
+            f"{row['against_prior']['change']:+.1%} ± {row['against_prior']['standard_error']:.1%}",
             row["milliseconds"],
             f"{row['files']['executorch']['max_difference']:.1e}",
             f"{row['files']['coreml']['max_difference']:.1e}",
         )
         for row in report["budgets"]
     ]
-    rows += [(name, "-", "-", "-", "-", "-", f"{sad:.3f}", "-", "-", "-") for name, sad in report["baselines"].items()]
+    rows += [
+        (name, "-", "-", "-", "-", "-", f"{sad:.3f}", "-", "-", "-", "-") for name, sad in report["baselines"].items()
+    ]
     prior = report["prior"]
     return f"""\
 {markdown_table(header, rows)}
 
 SAD / 1000 over the unknown pixels, mean over {COMPOSITES} held-out procedural composites of
-{COMPOSITE_SIZE}x{COMPOSITE_SIZE} pixels ({", ".join(OPAQUE)}).
+{COMPOSITE_SIZE}x{COMPOSITE_SIZE} pixels ({", ".join(OPAQUE)}); against the prior alone: change of the
+mean and its standard error over the composites.
 GMACs and ms at {SIZE}x{SIZE}; ms on the CPU of this machine. One supernet of {report["parameters"] / 1e6:.3f} M parameters
 serves all budgets. The colour prior is part of every row: {prior["macs"] / 1e9:.3f} GMACs,
 {prior["milliseconds_eager"]} ms alone in PyTorch.

@@ -35,7 +35,7 @@ from .log import RunLog
 from .losses import LossWeights, matting_loss
 from .material import load_bank
 from .stages import STAGES
-from .validate import SELECTION, held_out_composites, mean_sad, search_paths
+from .validate import SELECTION, held_out_composites, sads, search_paths
 
 CONFIG = "config.yaml"
 STATE = "last"
@@ -201,14 +201,18 @@ class Trainer:
 
     def _log(self, stage: int, step: int, plan: Stage, losses: dict[str, float], crops_per_second: float) -> None:
         network = self.averaged()
+
+        def sad(path: Path) -> float:
+            return round(float(sads(network, self.held_out, path).mean()), 5)
+
         row = {
             "stage": stage,
             "step": step,
             **{name: round(value, 6) for name, value in losses.items()},
             "learning_rate": learning_rate(plan, step - 1, self.config.warmup),
             "crops_per_second": round(crops_per_second, 2),
-            "sad_largest": round(mean_sad(network, self.held_out, Path.all_run(self.space.units)), 5),
-            "sad_smallest": round(mean_sad(network, self.held_out, Path.all_bypass(self.space.units)), 5),
+            "sad_largest": sad(Path.all_run(self.space.units)),
+            "sad_smallest": sad(Path.all_bypass(self.space.units)),
         }
         self.log.append(row)
         self.reporter.detail(json.dumps(row))

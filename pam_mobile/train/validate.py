@@ -47,31 +47,39 @@ def sad_per_image(alpha: Tensor, batch: Batch) -> Tensor:
 
 
 @torch.inference_mode()
-def mean_sad(supernet: Supernet, batches: Sequence[Batch], path: Path) -> float:
-    """Mean SAD / 1000 over the unknown pixels of held-out composites on one path."""
+def sads(supernet: Supernet, batches: Sequence[Batch], path: Path) -> Tensor:
+    """SAD / 1000 over the unknown pixels of every composite on one path, (N,)."""
     training = supernet.training
     supernet.eval()
     scores = torch.cat([sad_per_image(supernet(b.image, b.trimap, path=path), b) for b in batches])
     supernet.train(training)
-    return float(scores.mean())
+    return scores
 
 
-def half_sad(batches: Sequence[Batch]) -> float:
+def half_sads(batches: Sequence[Batch]) -> Tensor:
     """The same for the answer alpha = 0.5."""
-    return float(torch.cat([sad_per_image(torch.full_like(b.alpha, 0.5), b) for b in batches]).mean())
+    return torch.cat([sad_per_image(torch.full_like(b.alpha, 0.5), b) for b in batches])
 
 
 @torch.inference_mode()
-def prior_sad(batches: Sequence[Batch]) -> float:
+def prior_sads(batches: Sequence[Batch]) -> Tensor:
     """The same for the colour prior alone."""
     from ..model.prior import ColourPrior
+    from ..model.trunk import known_masks
 
     prior = ColourPrior()
-    scores = []
-    for batch in batches:
-        fg, bg = (batch.trimap > 0.75).float(), (batch.trimap < 0.25).float()
-        scores.append(sad_per_image(prior(batch.image, fg, bg)[:, 1:2], batch))
-    return float(torch.cat(scores).mean())
+    return torch.cat([sad_per_image(prior(b.image, *known_masks(b.trimap))[:, 1:2], b) for b in batches])
+
+
+def change(scores: Tensor, baseline: Tensor) -> tuple[float, float]:
+    """Relative change of the mean score against a baseline on the same images, and its standard error over images.
+
+    The error is that of a ratio of means (first order). scores, baseline: (N,).
+    """
+    n, ratio = len(scores), scores.sum() / baseline.sum()
+    residual = scores - ratio * baseline
+    error = (residual.square().sum() * n / max(1, n - 1)).sqrt() / baseline.sum()
+    return float(ratio - 1), float(error)
 
 
 def search_paths(supernet: Supernet, batches: Sequence[Batch], reporter: Reporter | None = None) -> PathTable:
@@ -92,7 +100,7 @@ def search_paths(supernet: Supernet, batches: Sequence[Batch], reporter: Reporte
 
         def measure(path: Path) -> float:
             if path not in measured:
-                measured[path] = mean_sad(supernet, batches, path)
+                measured[path] = float(sads(supernet, batches, path).mean())
             advance()
             return measured[path]
 

@@ -23,7 +23,7 @@ from pam_mobile.reporter import Silent
 from pam_mobile.train import engine
 from pam_mobile.train.engine import Trainer, learning_rate
 from pam_mobile.train.stages import random_path, whole_network
-from pam_mobile.train.validate import half_sad, held_out_composites, mean_sad, prior_sad
+from pam_mobile.train.validate import change, half_sads, held_out_composites, prior_sads, sads
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -179,4 +179,19 @@ def test_training_beats_its_start_on_what_it_sees(tmp_path: Path) -> None:
     trainer.compose = lambda bank, batch, crop, rng: seen[0]  # type: ignore[assignment,misc]
     trainer.run()
     network = checkpoint.load(tmp_path / "run" / "stage1").supernet
-    assert mean_sad(network, seen, NetworkPath.all_run(9)) < 0.8 * prior_sad(seen) < half_sad(seen)
+    trained, prior = sads(network, seen, NetworkPath.all_run(9)).mean(), prior_sads(seen).mean()
+    assert trained < 0.8 * prior < half_sads(seen).mean()
+
+
+def test_a_change_is_that_of_the_means_with_the_error_of_their_ratio() -> None:
+    baseline = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert change(0.9 * baseline, baseline) == (pytest.approx(-0.1), pytest.approx(0.0, abs=1e-6))
+    rng = np.random.default_rng(0)
+    base = rng.gamma(2.0, size=400)
+    score = base * rng.normal(0.95, 0.1, size=400)
+    at = rng.integers(400, size=(2000, 400))
+    bootstrap = (score[at].sum(1) / base[at].sum(1)).std()
+    assert change(torch.tensor(score), torch.tensor(base)) == (
+        pytest.approx(score.sum() / base.sum() - 1),
+        pytest.approx(bootstrap, rel=0.1),
+    )
