@@ -28,7 +28,7 @@ quickstart: $(READY)
 	@$(BIN)/pam-mobile quickstart --out runs/quickstart
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	@$(BIN)/ruff check .
