@@ -82,11 +82,11 @@ def quickstart_config() -> TrainConfig:
 
     base = TrainConfig()
     data = replace(base.data, patches=600, backgrounds=300, kinds=OPAQUE)
-    first, second = Stage(steps=360, learning_rate=8e-3), Stage(steps=280, learning_rate=4e-3)
+    first, second = Stage(steps=230, learning_rate=8e-3), Stage(steps=170, learning_rate=4e-3)
     crops = (Crop(256, 4, 0.75), Crop(384, 2, 0.25))
-    held_out = HeldOut(composites=16, size=256)
+    held_out = HeldOut(composites=12, size=256)
     return replace(
-        base, held_out=held_out, stage1=first, stage2=second, crops=crops, data=data, validate_every=120, save_every=120
+        base, held_out=held_out, stage1=first, stage2=second, crops=crops, data=data, validate_every=115, save_every=115
     )
 
 
