@@ -58,14 +58,19 @@ def job(reporter: Reporter, out: Path, fresh: bool) -> Result:
             shutil.rmtree(out / part, ignore_errors=True)
     found = checkpoint.load(_train(out / "train", reporter))
     manifest = _export(found, out / "export", reporter)
-    composites = _held_out()
-    baselines = _baselines(composites)
-    prior = baselines["prior alone"]
+    with reporter.progress("measuring SAD and milliseconds", 1 + len(BUDGETS)) as advance:
+        composites = _held_out()
+        baselines = _baselines(composites)
+        advance()
+        rows = []
+        for budget in BUDGETS:
+            rows.append(_row(found, manifest, out, budget, composites, baselines["prior alone"]))
+            advance(note=budget)
     report = {
         "size": SIZE,
         "parameters": _parameters(found),
         "baselines": {name: float(scores.mean()) for name, scores in baselines.items()},
-        "budgets": [_row(found, manifest, out, budget, composites, prior) for budget in BUDGETS],
+        "budgets": rows,
         "prior": _prior(found),
         "photo": _cut_out(found, photo, out, reporter),
         "seconds": round(time.monotonic() - start, 1),
