@@ -242,7 +242,14 @@ def test_a_signal_stops_training_with_its_code_and_the_run_resumes(tmp_path: Pat
     settings.write_text(to_yaml(TINY_RUN))
     command = [sys.executable, "-m", "pam_mobile", "train", "--out", str(tmp_path / "run"), "--config", str(settings)]
     long = [*command, "--steps", "100000,1", "--set", "save_every=5"]
-    process = subprocess.Popen(long, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A shell ignores Ctrl-C in what it starts in the background, and children inherit that: undo it, wherever the tests run.
+    process = subprocess.Popen(
+        long,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 90
     while not (tmp_path / "run" / "last" / "state.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
