@@ -47,7 +47,9 @@ class Path:
         return iter(self.bits)
 
     def flip(self, unit: int) -> Path:
-        """The path that differs in one unit."""
+        """The path that differs in one unit. Raises IndexError for a unit that it does not have."""
+        if not 0 <= unit < len(self.bits):
+            raise IndexError(f"unit must be in 0..{len(self.bits) - 1}, unit = {unit}")
         return Path(tuple(bit != (i == unit) for i, bit in enumerate(self.bits)))
 
 

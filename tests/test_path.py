@@ -76,6 +76,9 @@ def test_flip_changes_one_unit_and_undoes_itself(bits: list[bool], data: st.Data
     flipped = path.flip(unit)
     assert [i for i, (a, b) in enumerate(zip(path, flipped, strict=True)) if a != b] == [unit]
     assert flipped.flip(unit) == path
+    for outside in (-1, len(path)):
+        with pytest.raises(IndexError, match="unit must be in"):
+            path.flip(outside)
 
 
 def test_all_run_and_all_bypass() -> None:
