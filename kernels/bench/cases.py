@@ -6,9 +6,7 @@ cannot do a pass (PyTorch has no entry to cuDNN's NCHW weight gradient, for exam
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,19 +19,6 @@ from pam_kernels.connect.reference import connect_reference
 Passes = dict[str, Callable[[], object]]
 OURS, CUDNN_NCHW, CUDNN_LAST, ATEN, COMPILED = "triton", "cudnn_nchw", "cudnn_channels_last", "aten", "torch_compile"
 BACKEND = "inductor"
-
-
-@contextmanager
-def forced(mode: str) -> Iterator[None]:
-    """PAM_KERNELS=mode inside."""
-    before = os.environ.get("PAM_KERNELS")
-    os.environ["PAM_KERNELS"] = mode
-    try:
-        yield
-    finally:
-        os.environ.pop("PAM_KERNELS")
-        if before is not None:
-            os.environ["PAM_KERNELS"] = before
 
 
 @dataclass(frozen=True)

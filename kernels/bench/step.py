@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from measure import Measured, measure, say
 
+from pam_kernels.dispatch import forced
+
 PATHS = ("every_second_unit", "all_units")
 
 
@@ -50,7 +52,7 @@ def measure_step(which: str, device: str, dry: bool) -> Iterator[Measured]:
         optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
 
         def step() -> None:
-            with cases.forced(mode):
+            with forced(mode):
                 with torch.autocast(device, torch.bfloat16):
                     loss = F.l1_loss(compiled(images, trimap, path=path).float(), target)
                 loss.backward()

@@ -14,7 +14,8 @@ import functools
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -94,6 +95,19 @@ def decide(
     if ratio < MARGIN:
         return Choice("torch", f"measured {ratio:.2f} times as fast on {arch}, less than {MARGIN}")
     return Choice("triton", f"measured {ratio:.2f} times as fast as the best existing implementation on {arch}")
+
+
+@contextmanager
+def forced(mode: str) -> Iterator[None]:
+    """PAM_KERNELS=mode inside, for benchmarks."""
+    before = os.environ.get("PAM_KERNELS")
+    os.environ["PAM_KERNELS"] = mode
+    try:
+        yield
+    finally:
+        del os.environ["PAM_KERNELS"]
+        if before is not None:
+            os.environ["PAM_KERNELS"] = before
 
 
 def cell_of(op: str, dtype: torch.dtype, shape: tuple[int, ...], *, kernel: int | None = None, stride: int = 1) -> Cell:

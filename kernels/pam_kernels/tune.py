@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from torch import Tensor
 from . import dispatch
 from .connect.reference import connect_reference
 from .depthwise.reference import depthwise_conv2d_reference
-from .dispatch import CONNECT, DEPTHWISE, TABLES, cell_of
+from .dispatch import CONNECT, DEPTHWISE, TABLES, cell_of, forced
 
 Call = Callable[[], object]
 OURS = "triton"
@@ -121,7 +119,7 @@ def cases() -> Iterator[Case]:
 
 def row(case: Case, device: str, milliseconds: Callable[[Call], float]) -> dict[str, Any]:
     """The cell of a case, the times in ms, and the ratio of the fastest existing implementation to ours."""
-    with _forced_triton():
+    with forced("triton"):
         times = {name: milliseconds(call) for name, call in case.calls(device).items()}
     best = min((name for name in times if name != OURS), key=times.__getitem__)
     cell = cell_of(case.op, case.dtype, case.shape, kernel=case.kernel, stride=case.stride)
@@ -137,18 +135,6 @@ def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, str]) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{{"rows": [\n{lines}\n]}}\n')
     dispatch.measured.cache_clear()
-
-
-@contextmanager
-def _forced_triton() -> Iterator[None]:
-    before = os.environ.get("PAM_KERNELS")
-    os.environ["PAM_KERNELS"] = "triton"
-    try:
-        yield
-    finally:
-        del os.environ["PAM_KERNELS"]
-        if before is not None:
-            os.environ["PAM_KERNELS"] = before
 
 
 def main(arguments: list[str] | None = None) -> None:

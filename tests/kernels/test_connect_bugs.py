@@ -5,7 +5,6 @@ A bug is one replacement in the source of a kernel file, which is then loaded be
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,8 @@ from connect_cases import Case, check_forward, check_gradients
 from torch import Tensor
 
 pytest.importorskip("triton")
+from mutants import altered, start_at
+
 from pam_kernels.connect import backward, forward, op
 from pam_kernels.connect.configs import Config
 
@@ -31,16 +32,8 @@ CASES = (
 
 def _planted(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
     """The module with one replacement in its source."""
-    source = Path(str(module.__file__)).read_text()
-    assert source.count(old) == 1
-    file = folder / "planted.py"
-    file.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("pam_kernels.connect.planted", file)
-    assert spec is not None
-    assert spec.loader is not None
-    planted = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(planted)
-    return planted
+    assert Path(str(module.__file__)).read_text().count(old) == 1
+    return altered(module, folder, {old: new})
 
 
 def _forward_check(module: ModuleType, case: Case) -> None:
@@ -145,7 +138,7 @@ def _last_program(
         )
 
     end(x)[...] = values[0, :, 0].numpy()
-    _start_at(PIXELS // CONFIG.pixels - 1, monkeypatch)
+    start_at(PIXELS // CONFIG.pixels - 1, monkeypatch)
     start_x, start_y = (torch.from_numpy(memory[ELEMENTS : ELEMENTS + 1]) for memory in (x, y))
     module.connect_forward_kernel[(1,)](
         *(start_x, w1, b1, w2, b2, start_y, PIXELS),
@@ -166,12 +159,3 @@ def _last_program(
 def _sparse(file: Path) -> np.ndarray:
     """Zeros that take no room before they are written: an image, and before it the place where wrapped offsets lead."""
     return np.memmap(file, np.float16, "w+", shape=(2 * ELEMENTS,))
-
-
-def _start_at(program: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the interpreter's grids begin with this program."""
-    from triton.runtime.interpreter import interpreter_builder as builder
-
-    dim, index = builder.set_grid_dim, builder.set_grid_idx
-    monkeypatch.setattr(builder, "set_grid_dim", lambda x, y, z: dim(program + x, y, z))
-    monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: index(program + x, y, z))

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import mutants
 import pytest
 import torch
 import torch.nn.functional as F
 from depthwise_cases import Case, check
 from mutants import replace_text
 from torch import Tensor
-from triton.runtime.interpreter import interpreter_builder
 
 from pam_kernels import arithmetic
 from pam_kernels.depthwise import forward, grad_weight, op
@@ -128,14 +128,7 @@ FAR_RUNS = {
 
 @pytest.fixture
 def start_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """A function that lets the interpreter's grids begin with a certain program."""
-
-    def start(program: int) -> None:
-        dim, index = interpreter_builder.set_grid_dim, interpreter_builder.set_grid_idx
-        monkeypatch.setattr(interpreter_builder, "set_grid_dim", lambda x, y, z: dim(program + x, y, z))
-        monkeypatch.setattr(interpreter_builder, "set_grid_idx", lambda x, y, z: index(program + x, y, z))
-
-    return start
+    return partial(mutants.start_at, monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize("name", FAR_RUNS)

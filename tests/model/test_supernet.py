@@ -342,3 +342,17 @@ def test_the_whole_path_reaches_every_block_and_no_connect_layer_or_head() -> No
     for unit in net.units:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unit.blocks.parameters() if p.dim() == 4)
         assert all(p.grad is None for part in (unit.connect, unit.head) for p in part.parameters())
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_convolutions_read_the_layout_of_the_image(layout: torch.memory_format) -> None:
+    """The prior's maps are contiguous; joined with a channels-last image they would cost a copy at every convolution."""
+    net, (image, trimap) = _randomised(True), _inputs(2)
+    seen: list[bool] = []
+    convolution = net.net.encoder.stem[0]
+    hook = convolution.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].is_contiguous(memory_format=layout))
+    )
+    net(image.contiguous(memory_format=layout), trimap, path=Path.all_run(UNITS))
+    hook.remove()
+    assert seen == [True]
