@@ -48,6 +48,12 @@ class Data:
     alpha_folder: str = ""
     """Empty: the foregrounds carry their alpha as a fourth channel."""
     background_folder: str = ""
+    procedural: float = 0.0
+    """Share of procedural images that is mixed with those of the folders."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.procedural < 1:
+            raise UsageError(f"data.procedural={self.procedural} is not a share", "use 0 up to, but not including, 1")
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from ..path import Path, PathSpace
 from ..pathtable import PathTable
 from ..reporter import Reporter
 from .log import RunLog
-from .losses import LossWeights, matting_loss
+from .losses import LossWeights
 from .material import load_bank
-from .stages import STAGES
+from .stages import Objective, RandomPaths, WholeNetwork
 from .validate import SELECTION, held_out_composites, sads, search_paths
 
 CONFIG = "config.yaml"
@@ -58,7 +58,6 @@ class Trainer:
         self.space = PathSpace(CostTable.of(supernet.preset, reference, reference))
         self.log = RunLog(out)
         self.compose = Composer()
-        self.weights = LossWeights()
 
     def run(self, resume: bool = False) -> FilePath:
         """Train all stages; returns the last stage's checkpoint folder.
@@ -115,19 +114,18 @@ class Trainer:
         optimiser = self._optimiser(plan)
         model, optimiser = self.accelerator.prepare(self.supernet, optimiser)
         first = self._load_state(state, optimiser) if state else 0
-        rule = STAGES[stage]
+        objective = self._objective(stage)
         self.supernet.train()
-        if rule.freeze_statistics:
+        if objective.freeze_statistics:
             for module in self.supernet.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-        with self.reporter.progress(rule.title, plan.steps) as advance:
+        with self.reporter.progress(objective.title, plan.steps) as advance:
             if first:
                 advance(first)
             clock, crops = time.perf_counter(), 0
             for step in range(first, plan.steps):
-                path = rule.path(self.space, np.random.default_rng([self.config.seed, stage, step]))
-                batch_size, losses = self._step(model, optimiser, stage, step, plan, path)
+                batch_size, losses = self._step(model, optimiser, objective, stage, step, plan)
                 crops += batch_size
                 due = step + 1 == plan.steps or (step + 1) % self.config.validate_every == 0
                 if due:
@@ -139,19 +137,21 @@ class Trainer:
                 advance(1, note=f"loss {losses['loss']:.4f}" if due or step % 10 == 0 else "")
         self._finish(stage)
 
+    def _objective(self, stage: int) -> Objective:
+        return (WholeNetwork, RandomPaths)[stage - 1](self.space, LossWeights())
+
     def _step(
-        self, model: nn.Module, optimiser: Any, stage: int, step: int, plan: Stage, path: Path
+        self, model: Any, optimiser: Any, objective: Objective, stage: int, step: int, plan: Stage
     ) -> tuple[int, dict[str, float]]:
         rng = Generator().manual_seed(_seed(self.config.seed, stage, step))
         shares = torch.tensor([crop.share for crop in self.config.crops])
         crop = self.config.crops[int(torch.multinomial(shares, 1, generator=rng))]
         batch = self.compose(self.bank, crop.batch, crop.size, rng)
-        image = batch.image.contiguous(memory_format=torch.channels_last)
+        batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(plan, step, self.config.warmup)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            alpha = model(image, batch.trimap, path=path)
-        losses = matting_loss(alpha, batch, self.weights)
+            losses = objective(model, batch, np.random.default_rng([self.config.seed, stage, step]))
         if not torch.isfinite(losses["loss"]):
             raise PartialFailureError(
                 f"the loss became {losses['loss'].item()} in stage {stage} at step {step}",

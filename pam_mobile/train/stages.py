@@ -1,44 +1,60 @@
-"""What a stage trains: which path the network takes at a step.
+"""What a stage trains: the objective of one step.
 
-Stage 3 (path learning: prior, Algorithm 1, distillation) gets its row here when it exists.
+An objective maps (network, batch, rng) to losses; everything random in it comes from the generator, so that a step can be repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
+from ..data.compose import Batch
+from ..model.supernet import Supernet
 from ..path import Path, PathSpace
-
-ChoosePath = Callable[[PathSpace, np.random.Generator], Path]
-
+from .losses import LossWeights, matting_loss
 
 WHOLE_SHARE = 0.25
 
 
-class StageRule(NamedTuple):
+class Objective(Protocol):
+    """One stage's losses."""
+
     title: str
-    path: ChoosePath
     freeze_statistics: bool
     """Keep batch norm's statistics: averaged over random paths they would fit none, the whole network least of all."""
 
+    def __call__(self, network: Supernet, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Scalar losses by name; `loss` is the one that is minimised."""
+        ...
 
-def whole_network(space: PathSpace, rng: np.random.Generator) -> Path:
-    """Every unit runs."""
-    return Path.all_run(space.units)
+
+class WholeNetwork:
+    """Stage 1: every unit runs."""
+
+    title = "stage 1, whole network"
+    freeze_statistics = False
+
+    def __init__(self, space: PathSpace, weights: LossWeights) -> None:
+        self.space, self.weights = space, weights
+
+    def path(self, rng: np.random.Generator) -> Path:
+        return Path.all_run(self.space.units)
+
+    def __call__(self, network: Supernet, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        alpha = network(batch.image, batch.trimap, path=self.path(rng))
+        return matting_loss(alpha, batch, self.weights)
 
 
-def random_path(space: PathSpace, rng: np.random.Generator) -> Path:
-    """Every unit's bit is uniform, one path per step (single path one-shot); every fourth step or so the whole network.
+class RandomPaths(WholeNetwork):
+    """Stage 2: every unit's bit is uniform, one path per batch (single path one-shot); now and then the whole network.
 
     Without the latter the largest path, one of many, is forgotten while the others learn (docs/findings.md).
     """
-    return whole_network(space, rng) if rng.random() < WHOLE_SHARE else space.sample(rng)
 
+    title = "stage 2, random paths"
+    freeze_statistics = True
 
-STAGES = {
-    1: StageRule("stage 1, whole network", whole_network, freeze_statistics=False),
-    2: StageRule("stage 2, random paths", random_path, freeze_statistics=True),
-}
+    def path(self, rng: np.random.Generator) -> Path:
+        return super().path(rng) if rng.random() < WHOLE_SHARE else self.space.sample(rng)

@@ -20,9 +20,10 @@ from pam_mobile.errors import IntegrityError, PartialFailureError, UsageError
 from pam_mobile.path import Path as NetworkPath
 from pam_mobile.path import PathSpace
 from pam_mobile.reporter import Silent
-from pam_mobile.train import engine
+from pam_mobile.train import engine, stages
 from pam_mobile.train.engine import Trainer, learning_rate
-from pam_mobile.train.stages import random_path, whole_network
+from pam_mobile.train.losses import LossWeights
+from pam_mobile.train.stages import RandomPaths, WholeNetwork
 from pam_mobile.train.validate import change, half_sads, held_out_composites, prior_sads, sads
 
 
@@ -118,8 +119,8 @@ def test_a_changed_state_is_refused(run_folder: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_non_finite_loss_stops_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = engine.matting_loss
-    monkeypatch.setattr(engine, "matting_loss", lambda *a: {k: v * float("nan") for k, v in loss(*a).items()})
+    loss = stages.matting_loss
+    monkeypatch.setattr(stages, "matting_loss", lambda *a: {k: v * float("nan") for k, v in loss(*a).items()})
     with pytest.raises(PartialFailureError, match="became nan in stage 1 at step 0") as error:
         Trainer(TINY_RUN, tmp_path / "run", Silent()).run()
     assert "learning_rate" in error.value.hint
@@ -149,8 +150,8 @@ def test_batch_norm_statistics_move_in_stage_one_only(run_folder: Path) -> None:
 
 def test_stage_rules() -> None:
     space = PathSpace(CostTable.of(engine.preset("tiny"), 32, 32))
-    assert whole_network(space, np.random.default_rng(0)) == NetworkPath.all_run(9)
-    drawn = [random_path(space, np.random.default_rng(i)) for i in range(400)]
+    assert WholeNetwork(space, LossWeights()).path(np.random.default_rng(0)) == NetworkPath.all_run(9)
+    drawn = [RandomPaths(space, LossWeights()).path(np.random.default_rng(i)) for i in range(400)]
     assert np.mean([path == NetworkPath.all_run(9) for path in drawn]) == pytest.approx(0.25, abs=0.06)
     others = [list(path) for path in drawn if path != NetworkPath.all_run(9)]
     assert np.all(np.abs(np.mean(others, axis=0) - 0.5) < 0.1)
