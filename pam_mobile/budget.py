@@ -74,7 +74,7 @@ class StepPlanner:
     """
 
     def __init__(self, table: CostTable, macs: int) -> None:
-        table.require(macs, selection=True)
+        table.require(macs, table.selection)
         self.table = table
         self.spare = macs - table.smallest - table.selection
         self.bits: tuple[bool, ...] = ()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .errors import BudgetError
 from .model import presets
-from .model.presets import Preset
+from .model.presets import Preset, UnitSpec
 
 GIGA = 10**9
 
@@ -30,9 +30,11 @@ class CostTable:
     """MACs of each unit when its blocks run."""
     bypass: tuple[int, ...]
     """MACs of each unit when its connect layer runs instead."""
-    selection: int
-    """Extra MACs of the selection heads, when the network chooses its path itself."""
-    prior: int
+    selection: int = 0
+    """Extra MACs of the selection heads, when they choose the path unit by unit."""
+    planning: int = 0
+    """Extra MACs of the planning head, when it chooses the whole path at once."""
+    prior: int = 0
     """The colour prior's share of `base`."""
 
     @classmethod
@@ -57,9 +59,9 @@ class CostTable:
         pairs = zip(path, self.run, self.bypass, strict=True)
         return self.base + sum(run if bit else bypass for bit, run, bypass in pairs)
 
-    def require(self, macs: int, selection: bool = False) -> None:
-        """Raise BudgetError, naming the smallest and the largest path, if no path costs at most `macs`."""
-        smallest = self.smallest + (self.selection if selection else 0)
+    def require(self, macs: int, heads: int = 0) -> None:
+        """Raise BudgetError, naming the smallest and the largest path, if no path costs at most `macs`, the heads included."""
+        smallest = self.smallest + heads
         if macs < smallest:
             raise BudgetError(
                 f"budget {macs / GIGA:.3f}G is below the smallest path at {self.height}x{self.width}: "
@@ -87,6 +89,11 @@ def block_macs(kernel: int, channels: int, pixels: int) -> int:
     return (kernel * kernel * channels + 4 * channels * channels) * pixels
 
 
+def dense_macs(channels: int, pixels: int) -> int:
+    """Two dense 3x3 convolutions c -> c."""
+    return 2 * conv_macs(3, channels, channels, pixels)
+
+
 def connect_macs(channels: int, pixels: int) -> int:
     """Pointwise c -> c/2 -> c."""
     return 2 * channels * (channels // 2) * pixels
@@ -101,6 +108,11 @@ def head_macs(channels: int) -> int:
     """Semantics c -> c and logits (c + embedding) -> c/2 -> 2; only a network that chooses its path runs it."""
     hidden = channels // 2
     return channels * channels + (channels + presets.EMBEDDING) * hidden + hidden * 2
+
+
+def planning_macs(channels: int, units: int) -> int:
+    """Semantics c -> c and logits (c + embedding) -> hidden -> 2 units; only a network that plans its path runs it."""
+    return channels * channels + (channels + presets.EMBEDDING) * presets.PLANNING + presets.PLANNING * 2 * units
 
 
 def ppm_macs(channels: int, pixels: int) -> int:
@@ -118,6 +130,10 @@ def prior_macs(preset: Preset, height: int, width: int) -> int:
     return presets.PRIOR_MACS_FINE * pixels + presets.PRIOR_MACS_COARSE * (pixels // presets.PRIOR_STRIDE**2)
 
 
+def _block(preset: Preset, unit: UnitSpec, pixels: int) -> int:
+    return dense_macs(unit.channels, pixels) if unit.dense else block_macs(preset.kernel, unit.channels, pixels)
+
+
 def _table(preset: Preset, height: int, width: int) -> CostTable:
     h, w = padded(height), padded(width)
     pixels = {stride: (h // stride) * (w // stride) for stride in (1, 2, 4, 8, 16, 32)}
@@ -133,8 +149,8 @@ def _table(preset: Preset, height: int, width: int) -> CostTable:
     )
     base += preset.ppm * ppm_macs(c32, pixels[32])
     base += conv_macs(1, c32 + c16, c16, pixels[16]) + conv_macs(1, c16 + c8, c8, pixels[8])
-    base += conv_macs(1, c8 + c4, c4, pixels[4]) + conv_macs(3, c4 + c2, d2, pixels[2])
-    base += conv_macs(3, d2 + stem + inputs, d1, pixels[1]) + conv_macs(3, d1, 1, pixels[1])
+    base += conv_macs(1, c8 + c4, c4, pixels[4]) + conv_macs(preset.tail_kernel, c4 + c2, d2, pixels[2])
+    base += conv_macs(preset.tail_kernel, d2 + stem + inputs, d1, pixels[1]) + conv_macs(3, d1, 1, pixels[1])
     levels = zip((4, 2, 1), (c4, d2, d1), preset.decoder_convs, strict=True)
     base += sum(n * conv_macs(3, c, c, pixels[stride]) for stride, c, n in levels)
     base += sum(attention_macs(unit.channels) for unit in preset.units)
@@ -144,8 +160,9 @@ def _table(preset: Preset, height: int, width: int) -> CostTable:
         height=height,
         width=width,
         base=base + prior,
-        run=tuple(u.blocks * block_macs(preset.kernel, u.channels, pixels[u.stride]) for u in preset.units),
+        run=tuple(u.blocks * _block(preset, u, pixels[u.stride]) for u in preset.units),
         bypass=tuple(connect_macs(u.channels, pixels[u.stride]) for u in preset.units),
         selection=sum(head_macs(unit.channels) for unit in preset.units),
+        planning=planning_macs(preset.units[0].channels, len(preset.units)),
         prior=prior,
     )

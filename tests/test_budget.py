@@ -127,11 +127,11 @@ def test_too_small_a_budget_names_the_smallest_and_the_largest_path() -> None:
 def test_the_budgets_that_the_error_suggests_are_enough(height: int, width: int, name: str, selection: bool) -> None:
     table = CostTable.of(preset(name, prior=selection), height, width)
     with pytest.raises(BudgetError) as caught:
-        table.require(table.smallest + selection * table.selection - 1, selection)
+        table.require(table.smallest + selection * table.selection - 1, selection * table.selection)
     suggested = re.fullmatch(r"use a budget of at least (\S+G) or (\S+%)", caught.value.hint)
     assert suggested is not None
     for text in suggested.groups():
-        table.require(Budget.parse(text).macs(table), selection)
+        table.require(Budget.parse(text).macs(table), selection * table.selection)
 
 
 # The exact planner
@@ -182,7 +182,7 @@ def test_infinite_scores_leave_the_finite_ones_their_say() -> None:
 
 def _unmasked(scores: Sequence[float], table: CostTable, macs: int) -> Path:
     """A planted fault: looks at what is spent so far, and forgets that the later units cost something, too."""
-    table.require(macs, selection=True)
+    table.require(macs, table.selection)
     spent, bits = table.base + table.selection, []
     for value, run, bypass in zip(scores, table.run, table.bypass, strict=True):
         bits.append(value > 0 and spent + run <= macs)

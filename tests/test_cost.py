@@ -129,7 +129,8 @@ def count_hooked(network: nn.Module, run: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "prior", "number"), [("tiny", False, 0b110010101), ("phone", True, 0b1001110), ("full", False, 0)]
+    ("name", "prior", "number"),
+    [("tiny", False, 0b110010101), ("phone", True, 0b1001110), ("full", False, 0), ("phone-wide", True, 0b1011)],
 )
 def test_the_three_counters_agree(name: str, prior: bool, number: int) -> None:
     net = _supernet(name, prior)
@@ -209,7 +210,7 @@ def test_no_path_planned_for_a_budget_executes_more(prior: bool) -> None:
 def _off_by_one(table: CostTable) -> list[CostTable]:
     """Tables with one MAC too few or too many, in the base or in one unit."""
     faults = [replace(table, base=table.base + change) for change in (-1, 1)]
-    for unit in (0, 8):
+    for unit in (0, len(table.run) - 1):
         for field in ("run", "bypass"):
             for change in (-1, 1):
                 values = list(getattr(table, field))
@@ -275,6 +276,60 @@ def test_the_cost_of_large_images_is_what_runs_on_meta_tensors(
     assert_exact({path: count_flops(lambda: subnet(*inputs))}, table)
 
 
+WIDE_SIZES = [(512, 512), (96, 160), (771, 500)]
+
+
+@cache
+def _executed_wide(prior: bool, height: int, width: int) -> Executed:
+    """MACs of 20 paths of `phone-wide` at one size, the two extremes among them."""
+    with torch.device("meta"):
+        net = Supernet(preset("phone-wide", prior)).eval()
+    inputs = _inputs(height, width, device="meta")
+    numbers = [0, 2**14 - 1, *np.random.default_rng(height).integers(2**14, size=18).tolist()]
+    paths = [_path(number, 14) for number in numbers]
+    return {path: count_flops(lambda path=path: net(*inputs, path=path)) for path in paths}
+
+
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("size", WIDE_SIZES)
+def test_paths_of_the_wide_preset_execute_exactly_their_cost(prior: bool, size: tuple[int, int]) -> None:
+    executed = _executed_wide(prior, *size)
+    assert len(executed) == 20
+    assert_exact(executed, CostTable.of(preset("phone-wide", prior), *size))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"tail_kernel": 3},
+        {"tail_units": (0, 2)},
+        {"decoder_channels": (24, 13)},
+        {"last_unit_blocks": 1},
+    ],
+)
+def test_a_table_of_another_tail_is_caught(fault: dict) -> None:
+    executed = _executed_wide(False, *WIDE_SIZES[1])
+    with pytest.raises(AssertionError):
+        assert_exact(executed, CostTable.of(replace(preset("phone-wide"), **fault), *WIDE_SIZES[1]))
+
+
+def test_a_table_of_the_wide_preset_that_is_off_by_one_mac_is_caught() -> None:
+    executed = _executed_wide(False, *WIDE_SIZES[1])
+    for fault in _off_by_one(CostTable.of(preset("phone-wide"), *WIDE_SIZES[1])):
+        with pytest.raises(AssertionError):
+            assert_exact(executed, fault)
+
+
+def test_a_subnet_of_the_wide_preset_executes_its_cost() -> None:
+    with torch.device("meta"):
+        net = Supernet(preset("phone-wide", prior=True)).eval()
+    inputs = _inputs(96, 160, device="meta")
+    for number in (0, 2**14 - 1, 0b10, 0b01):
+        subnet = extract(net, _path(number, 14))
+        executed = count_flops(lambda subnet=subnet: subnet(*inputs))
+        assert_exact({_path(number, 14): executed}, CostTable.of(net.preset, 96, 160))
+
+
 @settings(max_examples=12)
 @given(
     st.integers(0, 2**32 - 1),
@@ -283,27 +338,29 @@ def test_the_cost_of_large_images_is_what_runs_on_meta_tensors(
     st.integers(1, 3),
     st.integers(-5, 105),
     st.booleans(),
+    st.booleans(),
 )
 def test_a_network_that_chooses_its_paths_never_executes_more_than_the_budget(
-    seed: int, scale: float, size: tuple[int, int], batch: int, percent: int, prior: bool
+    seed: int, scale: float, size: tuple[int, int], batch: int, percent: int, prior: bool, at_once: bool
 ) -> None:
     torch.manual_seed(seed)
     net = _supernet("tiny", prior)
-    for unit in net.units:
-        for weight in unit.head.parameters():
+    for head in (net.planning, *(unit.head for unit in net.units)):
+        for weight in head.parameters():
             nn.init.normal_(weight, std=scale)
     inputs = _inputs(*size, batch)
     table = CostTable.of(net.preset, *size)
-    macs = table.smallest + table.selection + percent * (table.largest - table.smallest) // 100
+    choose, heads = (net.plan, table.planning) if at_once else (net.choose, table.selection)
+    macs = table.smallest + heads + percent * (table.largest - table.smallest) // 100
     budget = Budget(Fraction(macs), relative=False)
     if percent < 0:
         with pytest.raises(BudgetError):
-            net.choose(*inputs, budget)
+            choose(*inputs, budget)
         return
     chosen: list[Path] = []
-    executed = count_dispatched(lambda: chosen.extend(net.choose(*inputs, budget)[1]))
-    assert executed == sum(table.cost(path) + table.selection for path in chosen)
-    assert all(table.cost(path) + table.selection <= macs for path in chosen)
+    executed = count_dispatched(lambda: chosen.extend(choose(*inputs, budget)[1]))
+    assert executed == sum(table.cost(path) + heads for path in chosen)
+    assert all(table.cost(path) + heads <= macs for path in chosen)
     assert executed <= batch * macs
 
 
@@ -372,7 +429,7 @@ def _reference_table(name: str) -> CostTable:
     return CostTable.of(preset(name), preset(name).reference, preset(name).reference)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", list(TOTALS))
 def test_totals_are_those_of_the_specification(name: str) -> None:
     table = _reference_table(name)
     with torch.device("meta"):
@@ -381,13 +438,13 @@ def test_totals_are_those_of_the_specification(name: str) -> None:
     assert have == pytest.approx(TOTALS[name], rel=0.02)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", list(TOTALS))
 def test_units_cost_what_the_specification_says(name: str) -> None:
     deltas = [delta / 1e9 for delta in _reference_table(name).deltas]
     assert deltas == pytest.approx(DELTAS[name], abs=1.1e-3)  # the specification gives differences of rounded numbers
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", list(TOTALS))
 def test_as_many_paths_fit_as_the_specification_says(name: str) -> None:
     """The specification counts a pyramid pooling that is a little cheaper than ours; budgets are moved by that difference."""
     table, c = _reference_table(name), preset(name).channels[-1]
@@ -398,6 +455,31 @@ def test_as_many_paths_fit_as_the_specification_says(name: str) -> None:
     assert 0 < more < 0.002 * table.smallest
     space = PathSpace(table)
     assert {budget: space.count(round(budget * 1e9) + more) for budget in FEASIBLE[name]} == FEASIBLE[name]
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_the_wide_preset_spans_a_range_of_two_and_a_half(prior: bool) -> None:
+    table = CostTable.of(preset("phone-wide", prior), 512, 512)
+    assert table.largest >= 2.5 * table.smallest
+    assert table.largest <= 1.02 * CostTable.of(preset("phone", prior), 512, 512).largest
+
+
+SMALLEST_AND_LARGEST = {
+    "full": (13650145408, 18661838976),
+    "full+prior": (14016622720, 19028316288),
+    "phone": (3779461408, 5657035040),
+    "phone+prior": (4004380960, 5881954592),
+    "tiny": (1873460224, 2719939584),
+    "tiny+prior": (2041756672, 2888236032),
+}
+"""At 512x512, in version 0.1.0: costs that checkpoints and manifests of that version state."""
+
+
+@pytest.mark.parametrize("name", list(SMALLEST_AND_LARGEST))
+def test_an_old_preset_costs_what_it_always_did(name: str) -> None:
+    bare, _, prior = name.partition("+")
+    table = CostTable.of(preset(bare, bool(prior)), 512, 512)
+    assert (table.smallest, table.largest) == SMALLEST_AND_LARGEST[name]
 
 
 def test_planning_by_steps_spends_the_heads_too() -> None:

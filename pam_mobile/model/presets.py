@@ -10,6 +10,8 @@ from ..errors import UsageError
 MAX_STRIDE = 32
 EMBEDDING = 64
 """Width of the budget embedding."""
+PLANNING = 128
+"""Hidden width of the planning head."""
 PRIOR_CHANNELS = 3
 """Alpha of pass 1, alpha of pass 2, separability: what the colour prior adds to the network's input."""
 PRIOR_STRIDE = 2

@@ -1,12 +1,13 @@
-"""The selection layer of a unit: channel attention for the features, and a score for the decision (PAM, equation 3)."""
+"""How the network chooses its path: a selection head in every unit (PAM, equation 3), and one head that plans all units at once."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..cost import CostTable
-from .presets import EMBEDDING, Preset
+from .presets import EMBEDDING, PLANNING, Preset
 
 
 class ChannelAttention(nn.Module):
@@ -36,6 +37,33 @@ class SelectionHead(nn.Module):
         """x: (N, c, H, W) features; budget: (N, 64) embedding. Returns (N, 2)."""
         semantics = self.semantics(x.mean((2, 3))).relu()
         return self.logits(self.hidden(torch.cat([semantics, budget], 1)).relu())
+
+
+class PlanningHead(nn.Module):
+    """Logits (bypass, run) of all units at once, from the features that enter the first unit and the embedded budget."""
+
+    def __init__(self, channels: int, units: int) -> None:
+        super().__init__()
+        self.semantics = nn.Linear(channels, channels)
+        self.hidden = nn.Linear(channels + EMBEDDING, PLANNING)
+        self.logits = nn.Linear(PLANNING, 2 * units)
+
+    def forward(self, x: Tensor, budget: Tensor) -> Tensor:
+        """x: (N, c, H, W) features; budget: (N, 64) embedding. Returns (N, units, 2)."""
+        semantics = self.semantics(x.mean((2, 3))).relu()
+        return self.logits(self.hidden(torch.cat([semantics, budget], 1)).relu()).unflatten(1, (-1, 2))
+
+
+def gumbel_one_hot(logits: Tensor, temperature: float, rng: np.random.Generator) -> Tensor:
+    """A choice drawn from softmax(logits) as a one-hot vector whose gradient is that of the softened choice (PAM, equation 8).
+
+    logits: (N, 2). Returns (N, 2), exactly 0 and 1: straight-through Gumbel-max.
+    """
+    noise = torch.from_numpy(rng.gumbel(size=tuple(logits.shape))).to(logits)
+    noisy = logits + noise
+    soft = (noisy / temperature).softmax(1)
+    hard = torch.nn.functional.one_hot(noisy.argmax(1), logits.shape[1]).to(soft)
+    return hard + (soft - soft.detach())
 
 
 class BudgetEmbedding(nn.Module):

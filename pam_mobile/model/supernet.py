@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
-from ..budget import Budget, StepPlanner
+from ..budget import Budget, StepPlanner, knapsack
 from ..cost import CostTable
 from ..path import Path
-from .block import DepthwiseBlock
+from .block import DenseBlock, DepthwiseBlock
 from .presets import MAX_STRIDE, Preset
-from .selection import BudgetEmbedding
+from .selection import BudgetEmbedding, PlanningHead, SelectionHead
 from .trunk import MattingNet
 from .unit import Unit
 
@@ -29,6 +29,7 @@ class Supernet(nn.Module):
         last = self.net.decoder.head
         nn.init.normal_(last.weight, std=0.001)
         nn.init.constant_(cast(Tensor, last.bias), 0.0 if preset.prior else 0.5)
+        self.planning = PlanningHead(preset.units[0].channels, len(preset.units)).apply(_initialise)
 
     @property
     def units(self) -> list[Unit]:
@@ -68,12 +69,37 @@ class Supernet(nn.Module):
         wish = self.embedding(macs, table).expand(image.shape[0], -1)
 
         def step(unit: nn.Module, x: Tensor) -> Tensor:
-            bypass, run = cast(Unit, unit).head(x, wish.to(x.dtype)).float().unbind(1)
-            scores = (run - bypass).tolist()
+            scores = margin(cast(Unit, unit).head(x, wish.to(x.dtype))).tolist()
             return unit(x, [planner.decide(score) for planner, score in zip(planners, scores, strict=True)])
 
         alpha = self.net(image, trimap, step)
         return alpha, [planner.path for planner in planners]
+
+    def plan(self, image: Tensor, trimap: Tensor, budget: Budget) -> tuple[Tensor, list[Path]]:
+        """Alpha and the path taken per image when the planning head decides all units before the first one runs."""
+        _check_size(image, trimap)
+        table = CostTable.of(self.preset, image.shape[2], image.shape[3])
+        macs = budget.macs(table)
+        table.require(macs, table.planning)
+        wish = self.embedding(macs, table).expand(image.shape[0], -1)
+        paths: list[Path] = []
+        decisions: Iterator[tuple[bool, ...]] = iter(())
+
+        def step(unit: nn.Module, x: Tensor) -> Tensor:
+            nonlocal decisions
+            if not paths:
+                scores = margin(self.planning(x, wish.to(x.dtype))).tolist()
+                paths.extend(knapsack(row, table, macs - table.planning) for row in scores)
+                decisions = iter(zip(*paths, strict=True))
+            return unit(x, next(decisions))
+
+        return self.net(image, trimap, step), paths
+
+
+def margin(logits: Tensor) -> Tensor:
+    """What running is worth more than bypassing.  logits: (..., 2) of (bypass, run). Returns (...)."""
+    bypass, run = logits.float().unbind(-1)
+    return run - bypass
 
 
 def _check_size(image: Tensor, trimap: Tensor) -> None:
@@ -88,10 +114,12 @@ def _check_size(image: Tensor, trimap: Tensor) -> None:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Blocks, connect layers and the head start near zero: noise from fresh weights would take long to unlearn."""
+    """Blocks, connect layers and heads start near zero: noise from fresh weights would take long to unlearn."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, DepthwiseBlock):
+    elif isinstance(module, DepthwiseBlock | DenseBlock):
         module.project.weight.data.mul_(0.1)
+    elif isinstance(module, SelectionHead | PlanningHead):
+        module.logits.weight.data.mul_(0.1)

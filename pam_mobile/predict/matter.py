@@ -82,7 +82,7 @@ class Matter:
         wish = Budget.parse(budget) if budget else None
         if not self.checkpoint:
             macs = prior_macs(preset("tiny", prior=True), padded(height), padded(width))
-            table = CostTable(height, width, macs, (), (), 0, macs)
+            table = CostTable(height, width, macs, (), (), prior=macs)
             if wish:
                 table.require(wish.macs(table))
             return Plan(None, macs, wish.macs(table) if wish else None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pam_mobile.cost import CostTable
 from pam_mobile.model.presets import EMBEDDING, preset
-from pam_mobile.model.selection import BudgetEmbedding, ChannelAttention, SelectionHead
+from pam_mobile.model.selection import BudgetEmbedding, ChannelAttention, SelectionHead, gumbel_one_hot
 
 
 def _numbered(name: str, prior: bool = False) -> tuple[BudgetEmbedding, CostTable]:
@@ -98,3 +98,30 @@ def test_a_head_reads_the_mean_features_and_the_budget() -> None:
     torch.testing.assert_close(head(shuffled, wish), logits)
     assert (head(x, wish + 1) - logits).abs().min() > 1e-6
     assert (head(x + 1, wish) - logits).abs().min() > 1e-6
+
+
+# Straight-through Gumbel-max
+
+
+def test_a_drawn_choice_is_exactly_one_hot_and_drawn_as_the_softmax_says() -> None:
+    logits = torch.tensor([[0.4, -0.7]]).expand(100_000, 2)
+    drawn = gumbel_one_hot(logits, 1.0, np.random.default_rng(0))
+    assert ((drawn == 0) | (drawn == 1)).all()
+    assert (drawn.sum(1) == 1).all()
+    share, expected = float(drawn[:, 1].mean()), float(logits[0].softmax(0)[1])
+    assert abs(share - expected) < 3 * (expected * (1 - expected) / 100_000) ** 0.5
+
+
+def test_the_gradient_of_a_choice_is_that_of_the_softened_one() -> None:
+    logits = torch.tensor([[0.4, -0.7], [1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    noise = torch.from_numpy(np.random.default_rng(5).gumbel(size=(2, 2)))
+    weights = torch.tensor([[1.0, 3.0], [-2.0, 0.5]], dtype=torch.float64)
+    (got,) = torch.autograd.grad((gumbel_one_hot(logits, 0.7, np.random.default_rng(5)) * weights).sum(), logits)
+    (expected,) = torch.autograd.grad((((logits + noise) / 0.7).softmax(1) * weights).sum(), logits)
+    torch.testing.assert_close(got, expected)
+    assert got.abs().min() > 1e-3
+
+
+def test_a_large_margin_decides_whatever_the_noise() -> None:
+    drawn = gumbel_one_hot(torch.tensor([[0.0, 40.0]]).expand(1000, 2), 0.01, np.random.default_rng(0))
+    assert (drawn[:, 1] == 1).all()

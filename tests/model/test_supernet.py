@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import cache, partial
 
 import pytest
 import torch
+from cattrs import structure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pam_mobile.budget import Budget
+from pam_mobile.budget import Budget, knapsack
 from pam_mobile.cost import CostTable
 from pam_mobile.errors import BudgetError
-from pam_mobile.model.presets import PRESETS, preset
-from pam_mobile.model.selection import BudgetEmbedding, SelectionHead
+from pam_mobile.model.block import DenseBlock, DepthwiseBlock
+from pam_mobile.model.presets import PRESETS, Preset, preset
+from pam_mobile.model.selection import BudgetEmbedding, PlanningHead, SelectionHead
 from pam_mobile.model.subnet import extract, parameter_count
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.model.trunk import known_masks
@@ -23,14 +27,27 @@ from pam_mobile.model.unit import Unit
 from pam_mobile.path import Path
 
 UNITS = 9
-paths = st.lists(st.booleans(), min_size=UNITS, max_size=UNITS).map(lambda bits: Path(tuple(bits)))
+NAMES = ("tiny", "tiny+prior", "phone-wide")
+MOST = 14
+names = st.sampled_from(NAMES)
+decisions = st.lists(st.booleans(), min_size=MOST, max_size=MOST)
+
+
+def _preset(name: str) -> Preset:
+    bare, _, prior = name.partition("+")
+    return preset(bare, bool(prior))
+
+
+def _path(net: Supernet, bits: list[bool]) -> Path:
+    """The first of the decisions, as many as the network has units."""
+    return Path(tuple(bits[: len(net.units)]))
 
 
 @cache
-def _randomised(prior: bool) -> Supernet:
-    """A `tiny` network in evaluation mode whose statistics and biases are not those of the start, alpha mostly inside (0, 1)."""
+def _randomised(name: str) -> Supernet:
+    """A network in evaluation mode whose statistics and biases are not those of the start, alpha mostly inside (0, 1)."""
     torch.manual_seed(11)
-    net = Supernet(preset("tiny", prior)).eval()
+    net = Supernet(_preset(name)).eval()
     for name, tensor in net.state_dict().items():
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 2)
@@ -57,24 +74,25 @@ def _seen(trimap: Tensor, alpha: Tensor) -> Tensor:
 # Given paths
 
 
-@pytest.mark.parametrize("prior", [False, True])
-def test_the_randomised_network_is_sensitive_to_its_path_image_and_trimap(prior: bool) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_randomised_network_is_sensitive_to_its_path_image_and_trimap(name: str) -> None:
     """Otherwise the comparisons below would compare constants."""
-    net, (image, trimap) = _randomised(prior), _inputs(1)
-    all_run = Path.all_run(UNITS)
+    net, (image, trimap) = _randomised(name), _inputs(1)
+    all_run = Path.all_run(len(net.units))
     with torch.no_grad():
         alpha = _seen(trimap, net(image, trimap, path=all_run))
         assert ((alpha > 0.01) & (alpha < 0.99)).float().mean() > 0.5
         assert (alpha - _seen(trimap, net(1 - image, trimap, path=all_run))).abs().max() > 1e-3
-        for unit in range(UNITS):
+        for unit in range(len(net.units)):
             other = _seen(trimap, net(image, trimap, path=all_run.flip(unit)))
             assert (alpha - other).abs().max() > 1e-4, unit
 
 
 @settings(max_examples=25)
-@given(st.lists(paths, min_size=1, max_size=4), st.booleans(), st.integers(0, 1000))
-def test_a_batch_with_a_path_per_image_is_the_images_one_by_one(batch: list[Path], prior: bool, seed: int) -> None:
-    net, (image, trimap) = _randomised(prior), _inputs(len(batch), seed=seed)
+@given(st.lists(decisions, min_size=1, max_size=4), names, st.integers(0, 1000))
+def test_a_batch_with_a_path_per_image_is_the_images_one_by_one(rows: list[list[bool]], name: str, seed: int) -> None:
+    net, (image, trimap) = _randomised(name), _inputs(len(rows), seed=seed)
+    batch = [_path(net, bits) for bits in rows]
     with torch.no_grad():
         together = net(image, trimap, path=batch)
         single = [net(image[i : i + 1], trimap[i : i + 1], path=path) for i, path in enumerate(batch)]
@@ -82,16 +100,17 @@ def test_a_batch_with_a_path_per_image_is_the_images_one_by_one(batch: list[Path
 
 
 def test_one_path_serves_the_whole_batch() -> None:
-    net, (image, trimap) = _randomised(False), _inputs(2)
+    net, (image, trimap) = _randomised("tiny"), _inputs(2)
     path = Path.parse("101100110")
     with torch.no_grad():
         torch.testing.assert_close(net(image, trimap, path=path), net(image, trimap, path=[path, path]))
 
 
 @settings(max_examples=10)
-@given(paths, st.booleans())
-def test_only_what_the_path_says_is_executed(path: Path, prior: bool) -> None:
-    net, (image, trimap) = _randomised(prior), _inputs(1)
+@given(decisions, names)
+def test_only_what_the_path_says_is_executed(bits: list[bool], name: str) -> None:
+    net, (image, trimap) = _randomised(name), _inputs(1)
+    path = _path(net, bits)
     assert _executed(net, lambda: net(image, trimap, path=path)) == [(int(bit), int(not bit), 0) for bit in path]
 
 
@@ -120,7 +139,7 @@ def _executed(net: Supernet, run: object) -> list[tuple[int, int, int]]:
 @settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(0, 10**6), st.integers(0, 110))
 def test_the_chosen_paths_are_those_executed_and_within_the_budget(batch: int, seed: int, percent: int) -> None:
-    net, (image, trimap) = _randomised(False), _inputs(batch, seed=seed)
+    net, (image, trimap) = _randomised("tiny"), _inputs(batch, seed=seed)
     torch.manual_seed(seed)
     for unit in net.units:
         for weight in unit.head.parameters():
@@ -140,7 +159,7 @@ def test_the_chosen_paths_are_those_executed_and_within_the_budget(batch: int, s
 
 
 def test_each_image_gets_a_path_of_its_own() -> None:
-    net, (image, trimap) = _randomised(False), _inputs(8)
+    net, (image, trimap) = _randomised("tiny"), _inputs(8)
     image = image * torch.logspace(-3, 1, 8)[:, None, None, None]
     torch.manual_seed(3)
     for unit in net.units:
@@ -165,31 +184,60 @@ def test_the_second_logit_is_the_wish_to_run(run: bool) -> None:
 
 
 def test_a_budget_below_the_smallest_path_and_its_heads_is_refused() -> None:
-    net, (image, trimap) = _randomised(False), _inputs(1)
+    net, (image, trimap) = _randomised("tiny"), _inputs(1)
     table = CostTable.of(net.preset, 32, 32)
     with pytest.raises(BudgetError, match="smallest"):
         net(image, trimap, budget=Budget(Fraction(table.smallest + table.selection - 1), relative=False))
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 4), st.integers(0, 10**6), st.integers(0, 110))
+def test_planned_paths_are_the_best_within_the_budget_and_those_executed(batch: int, seed: int, percent: int) -> None:
+    net, (image, trimap) = _randomised("tiny"), _inputs(batch, seed=seed)
+    torch.manual_seed(seed)
+    for weight in net.planning.parameters():
+        nn.init.normal_(weight, std=1)
+    table = CostTable.of(net.preset, 32, 32)
+    macs = table.smallest + table.planning + (table.largest - table.smallest) * percent // 100
+    planned: list[Path] = []
+    scores: list[list[float]] = []
+    handle = net.planning.register_forward_hook(lambda *a: scores.extend((a[2][..., 1] - a[2][..., 0]).tolist()))
+    executed = _executed(net, lambda: planned.extend(net.plan(image, trimap, Budget(Fraction(macs), False))[1]))
+    handle.remove()
+    assert planned == [knapsack(row, table, macs - table.planning) for row in scores]
+    ran = [sum(bits) for bits in zip(*planned, strict=True)]
+    assert executed == [(n, batch - n, 0) for n in ran]
+
+
+def test_a_plan_needs_a_budget_for_its_head() -> None:
+    net, (image, trimap) = _randomised("tiny"), _inputs(1)
+    table = CostTable.of(net.preset, 32, 32)
+    with pytest.raises(BudgetError, match="smallest"):
+        net.plan(image, trimap, Budget(Fraction(table.smallest + table.planning - 1), False))
 
 
 # Subnets
 
 
 @settings(max_examples=10)
-@given(paths, st.booleans(), st.integers(0, 1000))
-def test_a_subnet_computes_what_the_supernet_computes_on_its_path(path: Path, prior: bool, seed: int) -> None:
-    net, (image, trimap) = _randomised(prior), _inputs(2, 32, 64, seed)
+@given(decisions, names, st.integers(0, 1000))
+def test_a_subnet_computes_what_the_supernet_computes_on_its_path(bits: list[bool], name: str, seed: int) -> None:
+    net, (image, trimap) = _randomised(name), _inputs(2, 32, 64, seed)
+    path = _path(net, bits)
     subnet = extract(net, path)
     with torch.no_grad():
         torch.testing.assert_close(subnet(image, trimap), net(image, trimap, path=path), rtol=0, atol=1e-6)
 
 
 @settings(max_examples=10)
-@given(paths, st.booleans())
-def test_a_subnet_holds_nothing_that_its_path_does_not_use(path: Path, prior: bool) -> None:
-    net = _randomised(prior)
+@given(decisions, names)
+def test_a_subnet_holds_nothing_that_its_path_does_not_use(bits: list[bool], name: str) -> None:
+    net = _randomised(name)
+    path = _path(net, bits)
     subnet = extract(net, path)
-    assert not any(isinstance(module, Unit | SelectionHead | BudgetEmbedding) for module in subnet.modules())
-    unused = parameter_count(net.embedding)
+    switches = Unit | SelectionHead | PlanningHead | BudgetEmbedding
+    assert not any(isinstance(module, switches) for module in subnet.modules())
+    unused = parameter_count(net.embedding) + parameter_count(net.planning)
     for unit, run in zip(net.units, path, strict=True):
         unused += parameter_count(unit.head) + parameter_count(unit.connect if run else unit.blocks)
     assert parameter_count(subnet) == parameter_count(net) - unused
@@ -197,7 +245,7 @@ def test_a_subnet_holds_nothing_that_its_path_does_not_use(path: Path, prior: bo
 
 
 def test_a_subnet_is_a_copy() -> None:
-    net = _randomised(False)
+    net = _randomised("tiny")
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     subnet = extract(net, Path.all_run(UNITS))
     with torch.no_grad():
@@ -216,7 +264,7 @@ def test_a_subnet_has_the_mode_of_its_supernet() -> None:
 @pytest.mark.parametrize("units", [8, 10, 0])
 def test_a_subnet_of_a_path_of_another_network_is_refused(units: int) -> None:
     with pytest.raises(ValueError, match=f"has {units} units, the network has 9"):
-        extract(_randomised(False), Path((True,) * units))
+        extract(_randomised("tiny"), Path((True,) * units))
 
 
 # Known pixels and the range of alpha
@@ -264,6 +312,56 @@ def test_while_training_a_pixel_beyond_the_range_is_clamped_and_keeps_its_gradie
     assert net.net.decoder.head.bias.grad == alpha.numel()
 
 
+# Presets
+
+
+FINGERPRINTS = {
+    "full": "c4db9462ff5408d1",
+    "full+prior": "634acc7c39e3131c",
+    "phone": "529b7a8261c3b999",
+    "phone+prior": "899c35fffafc42b7",
+    "tiny": "fd796ff4950cbbbe",
+    "tiny+prior": "145bfff79e38f74c",
+}
+"""Of the tensors' names and shapes in version 0.1.0, whose checkpoints must load for ever."""
+
+
+def _fingerprint(numbers: Preset) -> str:
+    with torch.device("meta"):
+        state = Supernet(numbers).net.state_dict()
+    lines = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in state.items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", list(FINGERPRINTS))
+def test_the_trunk_of_an_old_preset_has_the_tensors_it_always_had(name: str) -> None:
+    assert _fingerprint(_preset(name)) == FINGERPRINTS[name]
+    assert _fingerprint(replace(_preset(name), tail_units=(0, 1))) != FINGERPRINTS[name]
+    assert _fingerprint(replace(_preset(name), tail_kernel=1)) != FINGERPRINTS[name]
+
+
+def test_a_preset_written_before_the_tail_was_elastic_is_still_read() -> None:
+    written = asdict(preset("phone", prior=True))
+    del written["tail_units"], written["tail_kernel"]
+    assert structure(written, Preset) == preset("phone", prior=True)
+    written = asdict(preset("phone-wide"))
+    assert structure(written, Preset) == preset("phone-wide")
+
+
+def test_the_tail_of_the_wide_preset_is_dense_units_in_the_order_of_execution() -> None:
+    net = Supernet(preset("phone-wide"))
+    strides = [spec.stride for spec in net.preset.units]
+    assert strides == [8, 8, 16, 16, 16, 32, 32, 16, 8, 8, 4, 4, 2, 1]
+    kinds = [type(unit.blocks[0]) for unit in net.units]
+    assert kinds == [DepthwiseBlock] * 12 + [DenseBlock] * 2
+    seen: list[int] = []
+    for unit in net.units:
+        unit.register_forward_pre_hook(lambda _, args: seen.append(64 // args[0].shape[-1]))
+    with torch.no_grad():
+        net.eval()(*_inputs(1, 64, 64), path=Path.all_run(len(net.units)))
+    assert seen == strides
+
+
 # Sizes and shapes
 
 
@@ -291,7 +389,7 @@ def test_the_trunk_works_at_multiples_of_32(name: str) -> None:
     ],
 )
 def test_other_shapes_are_refused_and_shown(image: tuple[int, ...], trimap: tuple[int, ...], said: str) -> None:
-    net = _randomised(False)
+    net = _randomised("tiny")
     with pytest.raises(ValueError, match=said):
         net(torch.rand(image), torch.rand(trimap), path=Path.all_run(UNITS))
     with pytest.raises(ValueError, match=said):
@@ -303,11 +401,11 @@ def test_other_shapes_are_refused_and_shown(image: tuple[int, ...], trimap: tupl
 )
 def test_paths_that_do_not_fit_are_refused(path: Path | list[Path]) -> None:
     with pytest.raises(ValueError, match="path must be one or 2 paths of 9 units"):
-        _randomised(False)(*_inputs(2), path=path)
+        _randomised("tiny")(*_inputs(2), path=path)
 
 
 def test_either_a_path_or_a_budget_is_needed() -> None:
-    net, inputs = _randomised(False), _inputs(1)
+    net, inputs = _randomised("tiny"), _inputs(1)
     with pytest.raises(ValueError, match="either path or budget"):
         net(*inputs)
     with pytest.raises(ValueError, match="either path or budget"):
@@ -318,9 +416,10 @@ def test_either_a_path_or_a_budget_is_needed() -> None:
 
 
 @settings(max_examples=8)
-@given(st.lists(paths, min_size=1, max_size=2), st.booleans())
-def test_exactly_what_ran_gets_a_gradient(batch: list[Path], prior: bool) -> None:
-    net = Supernet(preset("tiny", prior)).train()
+@given(st.lists(decisions, min_size=1, max_size=2), names)
+def test_exactly_what_ran_gets_a_gradient(rows: list[list[bool]], name: str) -> None:
+    net = Supernet(_preset(name)).train()
+    batch = [_path(net, bits) for bits in rows]
     image, trimap = _inputs(2, 64, 64)
     alpha = net(image, trimap, path=batch[0] if len(batch) == 1 else batch)
     (alpha - torch.rand_like(alpha)).square().sum().backward()
@@ -335,10 +434,11 @@ def test_exactly_what_ran_gets_a_gradient(batch: list[Path], prior: bool) -> Non
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trunk)
 
 
-def test_the_whole_path_reaches_every_block_and_no_connect_layer_or_head() -> None:
-    net = Supernet(preset("tiny")).train()
+@pytest.mark.parametrize("name", ["tiny", "phone-wide"])
+def test_the_whole_path_reaches_every_block_and_no_connect_layer_or_head(name: str) -> None:
+    net = Supernet(preset(name)).train()
     image, trimap = _inputs(2, 64, 64)
-    net(image, trimap, path=Path.all_run(UNITS)).square().sum().backward()
+    net(image, trimap, path=Path.all_run(len(net.units))).square().sum().backward()
     for unit in net.units:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unit.blocks.parameters() if p.dim() == 4)
         assert all(p.grad is None for part in (unit.connect, unit.head) for p in part.parameters())
@@ -347,7 +447,7 @@ def test_the_whole_path_reaches_every_block_and_no_connect_layer_or_head() -> No
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_convolutions_read_the_layout_of_the_image(layout: torch.memory_format) -> None:
     """The prior's maps are contiguous; joined with a channels-last image they would cost a copy at every convolution."""
-    net, (image, trimap) = _randomised(True), _inputs(2)
+    net, (image, trimap) = _randomised("tiny+prior"), _inputs(2)
     seen: list[bool] = []
     convolution = net.net.encoder.stem[0]
     hook = convolution.register_forward_pre_hook(
