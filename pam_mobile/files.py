@@ -1,19 +1,27 @@
-"""Files that are whole or absent: atomic writes, SHA-256, and JSON documents that carry a hash of themselves."""
+"""Files that are whole or absent: durable atomic writes, locks, SHA-256, and JSON documents that carry a hash of themselves.
+
+A write is: temporary file, read back and hashed, fsync, rename, fsync of the folder. After a crash or a power cut the old file or the
+new one is there, never half of one, and a disk that drops data while it reports success is noticed before the old file is gone.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
 from typing import Any
 
-from .errors import InputError, IntegrityError, SetupError
+from .errors import InputError, IntegrityError, SetupError, UsageError
 
 SEAL = "document_sha256"
+UNFINISHED = ".unfinished-"
+LOCK = ".lock"
 
 
 def sha256(path: FilePath) -> str:
@@ -24,35 +32,116 @@ def sha256(path: FilePath) -> str:
 
 @contextmanager
 def atomic_path(path: FilePath) -> Iterator[FilePath]:
-    """Yield a temporary name in the same folder; it replaces `path` when the block succeeds and vanishes when it fails.
+    """Yield a temporary name in the same folder; it durably replaces `path` when the block succeeds and vanishes when it fails.
 
     Raises SetupError if the folder cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise SetupError(f"cannot write {path}: {error.strerror}", "choose another output folder") from error
-    os.close(handle)
-    temporary = FilePath(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        _make_folder(path.parent)
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
+        temporary = FilePath(name)
+        try:
+            os.close(handle)
+            yield temporary
+            _publish(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise SetupError(
-            f"cannot write {path}: {error.strerror or error}", "free space or choose another folder"
+            f"cannot write {path}: {error.strerror or error}", "free space or choose another output folder"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: FilePath, data: bytes) -> None:
-    """Write `data` to `path` atomically."""
+def write_bytes(path: FilePath, data: bytes) -> str:
+    """Write `data` to `path` atomically and durably; returns its SHA-256.
+
+    Raises SetupError if it cannot be written, or reads back as something else.
+    """
+    digest = hashlib.sha256(data).hexdigest()
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+        _write(temporary, data)
+        if sha256(temporary) != digest:
+            raise OSError(errno.EIO, "what was read back is not what was written: the disk fails or is full")
+    return digest
+
+
+def remove_unfinished(folder: FilePath) -> None:
+    """Remove the temporary files that a killed process left in `folder`. Only who holds its lock may call this."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: FilePath) -> Iterator[None]:
+    """Hold the folder's lock; it is released when the block or the process ends, however it ends.
+
+    Raises UsageError at once, naming the process, if another one holds it.
+    """
+    try:
+        _make_folder(folder)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise SetupError(f"cannot write {folder}: {error.strerror}", "choose another output folder") from error
+    try:
+        _take(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, folder: FilePath) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(handle, 20, 0).decode(errors="replace").strip() or "of unknown number"
+        raise UsageError(
+            f"{folder} is in use by process {holder}", "wait until it ends, or choose another --out"
+        ) from error
+    except OSError as error:
+        raise SetupError(f"cannot lock {folder}: {error.strerror}", "choose another output folder") from error
+
+
+def _make_folder(folder: FilePath) -> None:
+    """mkdir -p whose entries survive a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _write(path: FilePath, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+    finally:
+        os.close(handle)
+
+
+def _publish(temporary: FilePath, path: FilePath) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: FilePath) -> None:
+    """fsync of a file or a folder; some file systems have none for folders."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
 
 
 def _seal_of(document: dict[str, Any]) -> str:

@@ -7,20 +7,30 @@ import hashlib
 import json
 import os
 import random
+import re
+import shutil
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path as FilePath
 from typing import NoReturn
 
 import pytest
+from faults import before_each_call, fail_at
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pam_mobile.errors import InputError, IntegrityError, SetupError
+from pam_mobile import files
+from pam_mobile.commands.common import Result, verb
+from pam_mobile.errors import InputError, IntegrityError, SetupError, UsageError
 from pam_mobile.files import (
     SEAL,
     atomic_path,
+    locked,
     read_sealed_json,
+    remove_unfinished,
     sha256,
     verify_file,
     write_bytes,
@@ -90,7 +100,7 @@ def test_a_read_only_folder_is_a_set_up_error(tmp_path: FilePath, monkeypatch: p
     monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root may write into read-only folders
     with pytest.raises(SetupError, match="Permission denied") as caught:
         write_bytes(tmp_path / "a.bin", b"x")
-    assert caught.value.hint == "choose another output folder"
+    assert "choose another output folder" in caught.value.hint
     assert _names(tmp_path) == []
 
 
@@ -117,6 +127,187 @@ def test_a_written_file_has_the_usual_permissions(tmp_path: FilePath, umask: int
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == mode
+
+
+def test_names_of_the_greatest_length_can_be_written(tmp_path: FilePath) -> None:
+    write_bytes(tmp_path / ("n" * 251 + ".bin"), b"x")
+    assert _names(tmp_path) == ["n" * 251 + ".bin"]
+
+
+# Faults, power cuts and disks that lie
+
+CHILD = "import sys; from pathlib import Path; from pam_mobile.files import write_bytes; write_bytes(Path(sys.argv[1]), b'new')"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_order_is_write_read_back_fsync_rename_fsync_of_the_folder(tmp_path: FilePath) -> None:
+    (tmp_path / "a.bin").write_bytes(b"old")
+    trace = tmp_path / "trace"
+    command = ["strace", "-y", "-o", str(trace), "-e", "trace=write,read,fsync,rename,renameat2"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", CHILD, str(tmp_path / "a.bin")], capture_output=True, text=True
+    )
+    if "ptrace" in done.stderr.lower():
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    calls = []
+    for line in trace.read_text().splitlines():
+        if str(tmp_path) in line:
+            what = re.sub(r"\.unfinished-\w+", "TEMPORARY", line.replace(str(tmp_path), "DIR"))
+            calls.append(what.split(")")[0].split(", ")[0] if "rename" not in what else what.split("(")[0])
+    read_once = [call for i, call in enumerate(calls) if call != calls[i - 1]]
+    file = "<DIR/TEMPORARY.bin>"
+    assert [re.sub(r"\(\d+", "(", call) for call in read_once] == [
+        f"write({file}",
+        f"read({file}",
+        f"fsync({file}",
+        "rename",
+        "fsync(<DIR>",
+    ]
+
+
+def test_every_new_folder_is_synced_into_its_parent(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[FilePath] = []
+    sync = files._sync
+
+    def noted(path: FilePath) -> None:
+        synced.append(path)
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", noted)
+    write_bytes(tmp_path / "a" / "b" / "c.bin", b"x")
+    assert synced[:2] == [tmp_path, tmp_path / "a"]
+    assert synced[-1] == tmp_path / "a" / "b"
+
+
+@verb
+def _save(reporter: object, out: FilePath) -> Result:
+    write_bytes(out, b"new content")
+    return Result({}, "saved")
+
+
+@pytest.mark.parametrize("forever", [False, True])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EMFILE])
+def test_whichever_call_fails_the_file_is_old_or_new_and_the_command_says_so(
+    tmp_path: FilePath, capsys: pytest.CaptureFixture[str], number: int, forever: bool
+) -> None:
+    target = tmp_path / "folder" / "a.bin"
+    write_bytes(target, b"old content")
+    failed = 0
+    while True:
+        with before_each_call(fail_at(failed, number, forever)) as calls:
+            code = _save(as_json=False, quiet=True, verbose=False, out=target)
+        error = capsys.readouterr().err
+        if len(calls) <= failed:
+            break
+        assert code == 4, (calls[failed], error)
+        assert "Traceback" not in error
+        assert len(error.splitlines()) == 2
+        assert str(target) in error
+        assert target.read_bytes() == (b"new content" if "replace" in calls[:failed] else b"old content")
+        assert _names(target.parent) == ["a.bin"]
+        failed += 1
+    assert code == 0
+    assert target.read_bytes() == b"new content"
+    assert failed >= 9
+
+
+def test_a_disk_that_drops_data_and_reports_success_is_caught(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.bin"
+    write_bytes(target, b"old")
+    write = os.write
+    for lie in (lambda h, d: len(d), lambda h, d: write(h, bytes(len(d))), lambda h, d: write(h, d[:-1]) + 1):
+        monkeypatch.setattr(os, "write", lie)
+        with pytest.raises(SetupError, match="read back") as caught:
+            write_bytes(target, b"new")
+        monkeypatch.undo()
+        assert caught.value.code == 4
+        assert target.read_bytes() == b"old"
+        assert _names(tmp_path) == ["a.bin"]
+
+
+def test_without_the_read_back_the_same_lie_would_be_published(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "write", lambda handle, data: len(data))
+    monkeypatch.setattr(files, "sha256", lambda path: hashlib.sha256(b"new").hexdigest())
+    write_bytes(tmp_path / "a.bin", b"new")
+    assert (tmp_path / "a.bin").read_bytes() == b""
+
+
+def test_short_writes_are_continued(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:3]))
+    write_bytes(tmp_path / "a.bin", b"0123456789")
+    assert (tmp_path / "a.bin").read_bytes() == b"0123456789"
+
+
+@pytest.mark.skipif(not FilePath("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_device_is_a_set_up_error(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file = os.open
+
+    def onto_the_full_device(path: object, flags: int, *rest: object, **more: object) -> int:
+        return open_file("/dev/full" if flags & os.O_WRONLY else path, flags, *rest, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "open", onto_the_full_device)
+    with pytest.raises(SetupError, match="No space left"):
+        write_bytes(tmp_path / "a.bin", b"new")
+    assert _names(tmp_path) == []
+
+
+DIE_HALF_WAY = """
+import os, sys
+from pathlib import Path
+from pam_mobile.files import atomic_path
+with atomic_path(Path(sys.argv[1])):
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: FilePath) -> None:
+    killed = subprocess.run([sys.executable, "-c", DIE_HALF_WAY, str(tmp_path / "a.bin")])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(_names(tmp_path)) == 1
+    (tmp_path / ".mine").write_bytes(b"")
+    remove_unfinished(tmp_path)
+    assert _names(tmp_path) == [".mine"]
+
+
+# Locks
+
+HOLD = """
+import subprocess, sys, time
+from pathlib import Path
+from pam_mobile.files import locked
+with locked(Path(sys.argv[1])):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_locked_folder_names_its_process_and_is_free_when_that_dies(tmp_path: FilePath) -> None:
+    for _ in range(3):
+        holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(UsageError, match=f"in use by process {holder.pid}$") as caught, locked(tmp_path):
+                pass
+            assert caught.value.code == 2
+        finally:
+            holder.kill()
+            holder.communicate()
+        with locked(tmp_path):
+            pass
+
+
+def test_a_folder_that_cannot_be_locked_is_a_set_up_error(tmp_path: FilePath) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SetupError, match="cannot write"), locked(tmp_path / "file"):
+        pass
 
 
 def test_sha256_is_that_of_hashlib(tmp_path: FilePath) -> None:
