@@ -1,4 +1,4 @@
-"""The depthwise block of the high levels."""
+"""The blocks that a unit runs: depthwise at the high levels, dense at strides 2 and 1."""
 
 from __future__ import annotations
 
@@ -20,3 +20,17 @@ class DepthwiseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.project(self.act(self.expand(self.norm(self.depthwise(x)))))
+
+
+class DenseBlock(nn.Module):
+    """x + Conv3x3( ReLU( BN( Conv3x3(x) ) ) ).  x: (N, c, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.filter = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU()
+        self.project = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(self.act(self.norm(self.filter(x))))

@@ -22,11 +22,12 @@ PRIOR_MACS_COARSE = 672
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """Where one unit sits: `blocks` depthwise blocks of `channels` at `stride`."""
+    """Where one unit sits: `blocks` blocks of `channels` at `stride`, depthwise ones or dense ones."""
 
     channels: int
     blocks: int
     stride: int
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Preset:
     """MACs between two rows of the budget embedding."""
     prior: bool = False
     """Feed the local-Gaussian colour prior to the network and let the network correct it."""
+    tail_kernel: int = 3
+    """Kernel of the convolutions that take in the skips at strides 2 and 1."""
+    tail_units: tuple[int, int] = (0, 0)
+    """Units of one dense 3x3 block at strides 2 and 1 on the way up."""
 
     @property
     def input_channels(self) -> int:
@@ -73,7 +78,11 @@ class Preset:
             *zip(self.encoder_units, (c8, c16, c32), (2, 2, 2), (8, 16, 32), strict=True),
             *zip(self.decoder_units, (c16, c8, c4), (2, 2, self.last_unit_blocks), (16, 8, 4), strict=True),
         )
-        return tuple(UnitSpec(c, blocks, stride) for count, c, blocks, stride in levels for _ in range(count))
+        tail = zip(self.tail_units, self.decoder_channels, (2, 1), strict=True)
+        return (
+            *(UnitSpec(c, blocks, stride) for count, c, blocks, stride in levels for _ in range(count)),
+            *(UnitSpec(c, 1, stride, dense=True) for count, c, stride in tail for _ in range(count)),
+        )
 
     @property
     def label(self) -> str:
@@ -110,6 +119,23 @@ PRESETS = {
         last_unit_blocks=2,
         reference=512,
         budget_step=10**8,
+    ),
+    "phone-wide": Preset(
+        name="phone-wide",
+        kernel=5,
+        stem=12,
+        channels=(24, 40, 96, 144, 224),
+        encoder_convs=(0, 1),
+        encoder_units=(2, 3, 2),
+        ppm=1,
+        decoder_units=(1, 2, 2),
+        decoder_channels=(24, 12),
+        decoder_convs=(0, 0, 0),
+        last_unit_blocks=2,
+        reference=512,
+        budget_step=10**8,
+        tail_kernel=1,
+        tail_units=(1, 1),
     ),
     "tiny": Preset(
         name="tiny",

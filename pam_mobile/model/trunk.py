@@ -53,7 +53,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Upsample, concatenate the skip, squeeze, run the units; the last level sees the network's input again."""
+    """Upsample, take in the skip, run the units; the last level sees the network's input again."""
 
     def __init__(self, preset: Preset, units: list[nn.Module]) -> None:
         super().__init__()
@@ -61,13 +61,16 @@ class Decoder(nn.Module):
         d2, d1 = preset.decoder_channels
         n4, n2, n1 = preset.decoder_convs
         a, b, c = preset.decoder_units
+        tail, after = a + b + c, preset.tail_units[0]
         self.squeeze16, self.units16 = ConvBlock(c32 + c16, c16, 1), nn.ModuleList(units[:a])
         self.squeeze8, self.units8 = ConvBlock(c16 + c8, c8, 1), nn.ModuleList(units[a : a + b])
-        self.squeeze4, self.units4 = ConvBlock(c8 + c4, c4, 1), nn.ModuleList(units[a + b : a + b + c])
+        self.squeeze4, self.units4 = ConvBlock(c8 + c4, c4, 1), nn.ModuleList(units[a + b : tail])
         self.convs4 = nn.Sequential(*(ConvBlock(c4, c4) for _ in range(n4)))
-        self.level2 = nn.Sequential(ConvBlock(c4 + c2, d2), *(ConvBlock(d2, d2) for _ in range(n2)))
-        inputs = d2 + preset.stem + preset.input_channels
-        self.level1 = nn.Sequential(ConvBlock(inputs, d1), *(ConvBlock(d1, d1) for _ in range(n1)))
+        join, inputs = preset.tail_kernel, d2 + preset.stem + preset.input_channels
+        self.level2 = nn.Sequential(ConvBlock(c4 + c2, d2, join), *(ConvBlock(d2, d2) for _ in range(n2)))
+        self.units2 = nn.ModuleList(units[tail : tail + after])
+        self.level1 = nn.Sequential(ConvBlock(inputs, d1, join), *(ConvBlock(d1, d1) for _ in range(n1)))
+        self.units1 = nn.ModuleList(units[tail + after :])
         self.head = nn.Conv2d(d1, 1, 3, padding=1)
 
     def forward(self, features: tuple[Tensor, ...], x: Tensor, step: Step) -> Tensor:
@@ -76,8 +79,9 @@ class Decoder(nn.Module):
         y = run_units(self.units16, self.squeeze16(torch.cat([upsample(f32), f16], 1)), step)
         y = run_units(self.units8, self.squeeze8(torch.cat([upsample(y), f8], 1)), step)
         y = run_units(self.units4, self.squeeze4(torch.cat([upsample(y), f4], 1)), step)
-        y = self.level2(torch.cat([upsample(self.convs4(y)), f2], 1))
-        return self.head(self.level1(torch.cat([upsample(y), f1, x.to(f1.dtype)], 1)))
+        y = run_units(self.units2, self.level2(torch.cat([upsample(self.convs4(y)), f2], 1)), step)
+        y = run_units(self.units1, self.level1(torch.cat([upsample(y), f1, x.to(f1.dtype)], 1)), step)
+        return self.head(y)
 
 
 def known_masks(trimap: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,4 +127,4 @@ class MattingNet(nn.Module):
     def unit_lists(self) -> tuple[nn.ModuleList, ...]:
         """The units' places, in the order of execution."""
         e, d = self.encoder, self.decoder
-        return e.units8, e.units16, e.units32, d.units16, d.units8, d.units4
+        return e.units8, e.units16, e.units32, d.units16, d.units8, d.units4, d.units2, d.units1
