@@ -44,6 +44,8 @@ class Data:
     size: int = 320
     kinds: tuple[str, ...] = KINDS
     """Kinds of procedural matte; the held-out ones are of the same kinds."""
+    sets: tuple[str, ...] = ()
+    """Data sets to train with, `ROOT` or `NAME:ROOT`, beside the folders below."""
     foreground_folder: str = ""
     alpha_folder: str = ""
     """Empty: the foregrounds carry their alpha as a fourth channel."""
@@ -66,15 +68,38 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class PathLearningSettings:
+    """Stage 3. The last three are the paper's ablations; see also `stages` and the presets."""
+
+    candidates: int = 4
+    """Paths drawn from the prior per image (K)."""
+    prior_images: int = 64
+    """Composites that vote for the prior (M), of the held-out size."""
+    prior_paths: int = 16
+    """Random paths near a budget that a batch of these composites is judged on."""
+    temperature: float = 1.0
+    """Of straight-through samples."""
+    path_weight: float = 0.1
+    distillation_weight: float = 1.0
+    """0: no distillation."""
+    uniform_prior: bool = False
+    gumbel_only: bool = False
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides what a training run computes."""
 
     preset: str = "tiny"
     prior: bool = True
     """Start from the local-Gaussian colour prior."""
-    stages: tuple[int, ...] = (1, 2)
+    stages: tuple[int, ...] = (1, 2, 3)
+    init: str = ""
+    """A model to start from instead of fresh weights."""
     stage1: Stage = Stage(steps=6000, learning_rate=2e-3)
     stage2: Stage = Stage(steps=4000, learning_rate=1e-3)
+    stage3: Stage = Stage(steps=2000, learning_rate=1e-3)
+    paths: PathLearningSettings = field(default_factory=PathLearningSettings)
     crops: tuple[Crop, ...] = (Crop(256, 8, 0.75), Crop(384, 4, 0.25))
     data: Data = field(default_factory=Data)
     held_out: HeldOut = field(default_factory=HeldOut)
@@ -95,11 +120,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UsageError(f"precision={self.precision!r} is not known", "use auto, fp32 or bf16")
-        unknown = set(self.stages) - {1, 2}
+        unknown = set(self.stages) - {1, 2, 3}
         if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
             raise UsageError(
                 f"stages={','.join(map(str, self.stages))} cannot be run",
-                "stages are 1 (whole network) and 2 (random paths), in this order; 3 (path learning) does not exist yet",
+                "stages are 1 (whole network), 2 (random paths) and 3 (path learning), in this order",
             )
 
 

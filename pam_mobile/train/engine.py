@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from .. import __version__, checkpoint
+from ..checkpoint import Checkpoint
 from ..config import Stage, TrainConfig, to_yaml
 from ..cost import CostTable
 from ..data.compose import Composer
@@ -31,11 +33,14 @@ from ..model.supernet import Supernet
 from ..path import Path, PathSpace
 from ..pathtable import PathTable
 from ..reporter import Reporter
+from . import pathprior
 from .log import RunLog
 from .losses import LossWeights
 from .material import load_bank
+from .pathlearning import PathLearning
+from .pathprior import PathPrior, estimate_prior
 from .stages import Objective, RandomPaths, WholeNetwork
-from .validate import SELECTION, held_out_composites, sads, search_paths
+from .validate import SELECTION, VOTES, held_out_composites, sads, search_paths
 
 CONFIG = "config.yaml"
 STATE = "last"
@@ -138,7 +143,28 @@ class Trainer:
         self._finish(stage)
 
     def _objective(self, stage: int) -> Objective:
-        return (WholeNetwork, RandomPaths)[stage - 1](self.space, LossWeights())
+        if stage < 3:
+            return (WholeNetwork, RandomPaths)[stage - 1](self.space, LossWeights())
+        start = self._before(stage)
+        if start is None:
+            raise UsageError(
+                "stage 3 needs a network that knows many paths", "train stages 1,2,3, or give --init MODEL"
+            )
+        teacher = start.supernet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return PathLearning(self.space, LossWeights(), self.config.paths, teacher, self._path_prior(start))
+
+    def _path_prior(self, start: Checkpoint) -> PathPrior:
+        """The votes of the network that enters stage 3; made once and kept in the run folder."""
+        settings, digest = self.config.paths, start.document["weights"]["sha256"]
+        if settings.uniform_prior or settings.gumbel_only:
+            return PathPrior.flat(start.preset, self.space)
+        if not (self.out / pathprior.DOCUMENT).exists():
+            held_out = replace(self.config.held_out, composites=settings.prior_images)
+            voters = held_out_composites(held_out, self.config.data.kinds, VOTES, self.device, self.reporter)
+            rng = np.random.default_rng([self.config.seed, 3])
+            prior = estimate_prior(start.supernet, voters, self.space, settings.prior_paths, rng, self.reporter)
+            prior.save(self.out, digest)
+        return PathPrior.load(self.out, self.space, digest)
 
     def _step(
         self, model: Any, optimiser: Any, objective: Objective, stage: int, step: int, plan: Stage
@@ -192,11 +218,21 @@ class Trainer:
             groups, lr=plan.learning_rate, betas=self.config.betas, decoupled_weight_decay=True, foreach=True
         )
 
+    def _before(self, stage: int) -> Checkpoint | None:
+        """What a stage begins with: the averaged weights of the stage before, or else the model that the run starts from."""
+        if (self._folder(stage - 1) / checkpoint.DOCUMENT).is_file():
+            return checkpoint.load(self._folder(stage - 1))
+        return checkpoint.load(checkpoint.find(self.config.init)) if self.config.init else None
+
     def _start_from(self, stage: int) -> None:
-        """Stage 2 and later begin with the averaged weights of the stage before, if it was trained in this run."""
-        before = self._folder(stage - 1)
-        if (before / checkpoint.DOCUMENT).is_file():
-            self.supernet.load_state_dict(checkpoint.load(before).supernet.state_dict())
+        before = self._before(stage)
+        if before is not None:
+            if before.preset != self.supernet.preset:
+                raise UsageError(
+                    f"{self.config.init} is a {before.preset.label} network, this run trains {self.supernet.preset.label}",
+                    "give --preset and --prior of the model, or start without --init",
+                )
+            self.supernet.load_state_dict(before.supernet.state_dict())
         self.ema = {name: value.clone() for name, value in self.supernet.state_dict().items()}
 
     def _log(self, stage: int, step: int, plan: Stage, losses: dict[str, float], crops_per_second: float) -> None:

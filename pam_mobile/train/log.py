@@ -36,7 +36,8 @@ class RunLog:
         write_bytes(self.jsonl, "".join(json.dumps(row) + "\n" for row in rows).encode())
         table = io.StringIO()
         if rows:
-            writer = csv.DictWriter(table, rows[0].keys())
+            columns = dict.fromkeys(name for row in rows for name in row)  # stages have losses of their own
+            writer = csv.DictWriter(table, columns)
             writer.writeheader()
             writer.writerows(rows)
         write_bytes(self.csv, table.getvalue().encode())

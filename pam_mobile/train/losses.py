@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.compose import Batch
 
 PYRAMID_LEVELS = 5
+EPS = 1e-6
 SMOOTH = 0.1
 """Below this difference L1 turns into a parabola. A network that corrects a good prior does not get off the ground with
 plain L1: nearly all pixels are right already, and their sign gradients hold the few wrong ones back (docs/findings.md)."""
@@ -31,6 +32,11 @@ def l1_loss(difference: Tensor, mask: Tensor) -> Tensor:
     """Mean smooth |difference| over the masked pixels of the batch, as SAD counts them.  difference, mask: (N, 1, H, W)."""
     error = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=SMOOTH, reduction="none")
     return (error * mask).sum() / (mask.sum() + 1e-8)
+
+
+def charbonnier(difference: Tensor, mask: Tensor) -> Tensor:
+    """Mean sqrt(difference^2 + eps^2) over the masked pixels of the batch (PAM, equation 11).  (N, 1, H, W) each."""
+    return ((difference.square() + EPS**2).sqrt() * mask).sum() / (mask.sum() + 1e-8)
 
 
 def composition_loss(alpha: Tensor, batch: Batch, mask: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ PROPOSALS = 8
 """Budgets between the smallest and the largest path for which candidates are proposed."""
 RANDOM_PER_BUDGET = 2
 
-SELECTION, REPORT = 1, 2
-"""Paths are chosen on one held-out set and reported on another; they share no matte, and neither is ever trained on."""
+SELECTION, REPORT, VOTES = 1, 2, 3
+"""Paths are chosen on one held-out set, reported on another, and a third votes for the path prior; they share no matte, and none
+is ever trained on."""
 SPLIT_SEEDS = 1_000_000
 
 

@@ -1,0 +1,102 @@
+"""The best path of an image under a budget, found during training (PAM, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..cost import CostTable
+from ..data.compose import Batch
+from ..model.selection import gumbel_one_hot
+from ..model.supernet import Supernet
+from ..model.unit import Unit
+from ..path import Path
+from .losses import unknown_mask
+from .pathprior import PathPrior
+
+
+class Label(NamedTuple):
+    """The path that an image should take."""
+
+    path: Path
+    error: float
+    margin: float
+    """Error of the second best less that of the best; 0 if there is no second."""
+    own: bool
+    """The network's own sample won."""
+
+
+def best_path(
+    candidates: Sequence[Path], errors: Sequence[float], own: Path, own_error: float, table: CostTable, macs: int
+) -> Label:
+    """The candidate of lowest error; the network's own path instead if it is better and within the budget.
+
+    Ties go to the cheaper path. candidates: distinct and feasible. An own path above the budget is rejected whatever its error.
+    """
+    best = min(range(len(candidates)), key=lambda i: (errors[i], table.cost(candidates[i])))
+    others = [e for i, e in enumerate(errors) if i != best]
+    if table.cost(own) <= macs and own not in candidates:
+        if own_error < errors[best]:
+            return Label(own, own_error, errors[best] - own_error, own=True)
+        others.append(own_error)
+    margin = min(others) - errors[best] if others else 0.0
+    return Label(candidates[best], errors[best], margin, own=False)
+
+
+@torch.no_grad()
+def sample_paths(network: Supernet, batch: Batch, wish: Tensor, rng: np.random.Generator) -> list[Path]:
+    """A path per image, drawn unit by unit as the selection heads would have it; no budget is enforced (PAM, equation 8).
+
+    wish: (1, 64) embedded budget.
+    """
+    decisions: list[list[bool]] = []
+
+    def step(unit: nn.Module, x: Tensor) -> Tensor:
+        logits = cast(Unit, unit).head(x, wish.expand(len(x), -1).to(x.dtype)).float()
+        decisions.append((gumbel_one_hot(logits, 1.0, rng)[:, 1] > 0.5).tolist())
+        return unit(x, decisions[-1])
+
+    network.net(batch.image, batch.trimap, step)
+    return [Path(bits) for bits in zip(*decisions, strict=True)]
+
+
+@torch.no_grad()
+def path_errors(network: Supernet, batch: Batch, paths: Sequence[Sequence[Path]]) -> list[list[float]]:
+    """Mean |error| over the unknown pixels of every image on every one of its paths."""
+    rows = torch.tensor([i for i, own in enumerate(paths) for _ in own], device=batch.image.device)
+    alpha = network(batch.image[rows], batch.trimap[rows], path=[path for own in paths for path in own])
+    mask = unknown_mask(batch.trimap)[rows]
+    scores = iter(((alpha.float() - batch.alpha[rows]).abs() * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1))
+    return [[float(next(scores)) for _ in own] for own in paths]
+
+
+def find_labels(
+    network: Supernet,
+    batch: Batch,
+    macs: int,
+    wish: Tensor,
+    prior: PathPrior,
+    count: int,
+    rng: np.random.Generator,
+) -> list[Label]:
+    """Algorithm 1 for every image: `count` candidates of the prior against the network's own sample.
+
+    macs: the budget at the prior's reference size; wish: (1, 64) its embedding. Computes in float32: near-ties decide.
+    """
+    device = batch.image.device.type
+    with torch.autocast(device, enabled=False):
+        own = sample_paths(network, batch, wish, rng)
+        candidates = [prior.draw(macs, count, rng) for _ in own]
+        distinct = [
+            [*drawn, *([path] if path not in drawn else [])] for drawn, path in zip(candidates, own, strict=True)
+        ]
+        errors = path_errors(network, batch, distinct)
+    table = prior.space.table
+    return [
+        best_path(drawn, e[: len(drawn)], path, e[-1], table, macs)
+        for drawn, path, e in zip(candidates, own, errors, strict=True)
+    ]

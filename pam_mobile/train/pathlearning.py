@@ -1,0 +1,113 @@
+"""Stage 3: the network learns to choose its path (PAM, equations 8 to 12 and Algorithm 1).
+
+Who gets which gradient: the weights take the matting loss and the distillation on the label's path; the selection heads, the
+planning head and the budget embedding take the cross-entropy with the label. With `gumbel_only` there are no labels: the
+matting loss reaches the heads through straight-through samples, as the paper's ablation has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import PathLearningSettings
+from ..data.compose import Batch
+from ..model.selection import gumbel_one_hot
+from ..model.supernet import Supernet
+from ..model.unit import Unit
+from ..path import Path, PathSpace
+from .labels import find_labels
+from .losses import LossWeights, charbonnier, matting_loss, unknown_mask
+from .pathprior import PathPrior
+
+
+class PathLearning:
+    """Labels by Algorithm 1, distillation from the frozen whole network, cross-entropy of all heads."""
+
+    title = "stage 3, path learning"
+    freeze_statistics = True
+
+    def __init__(
+        self,
+        space: PathSpace,
+        weights: LossWeights,
+        settings: PathLearningSettings,
+        teacher: Supernet,
+        prior: PathPrior,
+    ) -> None:
+        """space: at the preset's reference size. teacher: the network as it enters the stage; only its largest path is used."""
+        self.space, self.weights, self.settings = space, weights, settings
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.prior = prior
+
+    def __call__(self, network: Supernet, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        macs = int(rng.choice(self.prior.budgets))
+        wish = network.embedding(macs, self.space.table)
+        if self.settings.gumbel_only:
+            alpha, run = _blend(network, batch, wish, self.settings.temperature, rng)
+            return self._with_distillation(alpha, batch) | {"run_share": run}
+        labels = find_labels(network, batch, macs, wish.detach(), self.prior, self.settings.candidates, rng)
+        paths = [label.path for label in labels]
+        alpha, steps, plans = score(network, batch, paths, wish)
+        losses = self._with_distillation(alpha, batch)
+        target = torch.tensor([list(path) for path in paths], device=alpha.device).long()
+        losses["choose"] = F.cross_entropy(steps.flatten(0, 1), target.flatten())
+        losses["plan"] = F.cross_entropy(plans.flatten(0, 1), target.flatten())
+        losses["loss"] = losses["loss"] + self.settings.path_weight * (losses["choose"] + losses["plan"])
+        return losses | {
+            "run_share": target.float().mean(),
+            "own_share": alpha.new_tensor([float(label.own) for label in labels]).mean(),
+            "margin": alpha.new_tensor([label.margin for label in labels]).mean(),
+        }
+
+    def _with_distillation(self, alpha: Tensor, batch: Batch) -> dict[str, Tensor]:
+        losses = matting_loss(alpha, batch, self.weights)
+        if self.settings.distillation_weight:
+            with torch.no_grad():
+                taught = self.teacher(batch.image, batch.trimap, path=Path.all_run(self.space.units))
+            losses["distillation"] = charbonnier(alpha.float() - taught.float(), unknown_mask(batch.trimap))
+            losses["loss"] = losses["loss"] + self.settings.distillation_weight * losses["distillation"]
+        return losses
+
+
+def score(network: Supernet, batch: Batch, paths: Sequence[Path], wish: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Alpha on the given paths, and what the heads say on the way.
+
+    paths: one per image; wish: (1, 64) embedded budget. Returns alpha (N, 1, H, W), the selection heads' logits and the
+    planning head's, (N, units, 2) each. Heads see the features without passing a gradient back to them.
+    """
+    wishes = wish.expand(len(batch.image), -1)
+    decisions = iter(zip(*paths, strict=True))
+    steps: list[Tensor] = []
+    plans: list[Tensor] = []
+
+    def step(unit: nn.Module, x: Tensor) -> Tensor:
+        seen = x.detach().float()
+        if not plans:
+            plans.append(network.planning(seen, wishes))
+        steps.append(cast(Unit, unit).head(seen, wishes))
+        return unit(x, next(decisions))
+
+    alpha = network.net(batch.image, batch.trimap, step)
+    return alpha, torch.stack(steps, 1).float(), plans[0].float()
+
+
+def _blend(
+    network: Supernet, batch: Batch, wish: Tensor, temperature: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Alpha on straight-through samples: both branches run, weighted by the one-hot choice. Also the share of units that run."""
+    wishes = wish.expand(len(batch.image), -1)
+    runs: list[Tensor] = []
+
+    def step(unit: nn.Module, x: Tensor) -> Tensor:
+        choice = gumbel_one_hot(cast(Unit, unit).head(x.float(), wishes).float(), temperature, rng)
+        runs.append(choice[:, 1].detach())
+        return cast(Unit, unit).blend(x, choice)
+
+    alpha = network.net(batch.image, batch.trimap, step)
+    return alpha, torch.stack(runs).mean()
