@@ -122,6 +122,24 @@ def test_info_of_presets_prior_and_model(pam: Any, run_folder: Path) -> None:
     assert all(row["macs"] <= document["macs_largest"] * int(row["budget"][:-1]) / 100 for row in document["budgets"])
 
 
+def test_info_of_a_preset_says_what_its_units_cost_and_which_paths_fit(pam: Any) -> None:
+    document = pam("info", "--preset", "phone-wide", "--json").json
+    assert document["parameters"] == pytest.approx(3.37e6, rel=0.02)
+    assert document["ratio"] == pytest.approx(document["macs_largest"] / document["macs_smallest"], abs=1e-4)
+    assert document["ratio"] > 2.5
+    deltas = [unit["macs_run"] - unit["macs_bypass"] for unit in document["unit_list"]]
+    assert sum(deltas) == document["macs_largest"] - document["macs_smallest"]
+    assert [unit["stride"] for unit in document["unit_list"] if unit["dense"]] == [2, 1]
+    counts = [row["paths"] for row in document["feasible"]]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, document["paths"])
+    text = pam("info", "--preset", "tiny", "--prior", "--size", 256).out
+    assert "tiny+prior: 1.2" in text
+    assert "at 256x256" in text
+    assert pam("info", "prior", "--preset", "tiny").code == 2
+    assert "choose one of full, phone, phone-wide, tiny" in pam("info", "--preset", "huge").err
+
+
 def test_doctor(pam: Any) -> None:
     assert pam("doctor", "--json").json["versions"]["torch"]
     assert "torch" in pam("doctor").out

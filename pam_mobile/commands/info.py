@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from ..reporter import Reporter
 from .common import Result, verb
 
@@ -16,10 +18,18 @@ def info(
     model: Annotated[
         str | None, typer.Argument(help="A run folder, a checkpoint, or `prior`; none: list the presets.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A preset: its units, their costs, and the paths per budget.")
+    ] = None,
+    prior: Annotated[bool, typer.Option("--prior", help="With --preset: with the colour prior.")] = False,
     size: Annotated[int, typer.Option(help="Height and width at which MACs are quoted; 0: the preset's own.")] = 0,
 ) -> Result:
     """Show the presets, or what is known about a model: parameters, paths, costs, best path per budget."""
-    return _model(model, size) if model else _presets(size)
+    if model and preset:
+        raise UsageError("MODEL and --preset are both given", "give one of them")
+    if model:
+        return _model(model, size)
+    return _preset(preset, prior, size) if preset else _presets(size)
 
 
 def _presets(size: int) -> Result:
@@ -33,6 +43,8 @@ def _presets(size: int) -> Result:
     return Result({"presets": rows, "models": ["prior"]}, text)
 
 
+BUDGETS = 8
+"""Budgets between the smallest and the largest path that are shown for a preset."""
 _MACS = ("macs_smallest", "macs_largest", "macs_prior")
 
 
@@ -50,6 +62,54 @@ def _costs(preset: Any, size: int) -> dict[str, Any]:
         "macs_largest": table.largest,
         "macs_prior": table.prior,
     }
+
+
+def _preset(name: str, prior: bool, size: int) -> Result:
+    import torch
+
+    from ..cost import GIGA, CostTable
+    from ..model.presets import preset
+    from ..model.subnet import parameter_count
+    from ..model.supernet import Supernet
+    from ..path import PathSpace
+    from ..tables import markdown_table
+
+    numbers = preset(name, prior)
+    costs = _costs(numbers, size)
+    table = CostTable.of(numbers, costs["size"], costs["size"])
+    with torch.device("meta"):
+        parameters = parameter_count(Supernet(numbers))
+    units = [
+        {**asdict(spec), "macs_run": run, "macs_bypass": bypass}
+        for spec, run, bypass in zip(numbers.units, table.run, table.bypass, strict=True)
+    ]
+    space = PathSpace(table)
+    step = (table.largest - table.smallest) // BUDGETS
+    budgets = [*(table.smallest + step * i for i in range(BUDGETS)), table.largest]
+    feasible = [{"macs": macs, "paths": space.count(macs)} for macs in budgets]
+    ratio = round(table.largest / table.smallest, 4)
+    document = {**costs, "parameters": parameters, "ratio": ratio, "unit_list": units, "feasible": feasible}
+    unit_cells = [
+        (
+            i,
+            u["stride"],
+            u["channels"],
+            f"{u['blocks']} {'dense' if u['dense'] else 'depthwise'}",
+            f"{u['macs_run'] / GIGA:.3f}",
+            f"{u['macs_bypass'] / GIGA:.3f}",
+        )
+        for i, u in enumerate(units)
+    ]
+    budget_cells = [(f"{f['macs'] / GIGA:.3f}", f"{f['macs'] / table.largest:.1%}", f["paths"]) for f in feasible]
+    text = (
+        f"{numbers.label}: {parameters / 1e6:.3f} M parameters, {len(units)} units, {len(space)} paths of "
+        f"{table.smallest / GIGA:.3f} to {table.largest / GIGA:.3f} GMACs at {costs['size']}x{costs['size']}, "
+        f"largest / smallest {ratio:.2f}\n\n"
+        + markdown_table(("unit", "stride", "channels", "blocks", "GMACs run", "GMACs bypassed"), unit_cells)
+        + "\n\n"
+        + markdown_table(("budget, GMACs", "of the largest", "paths that fit"), budget_cells)
+    )
+    return Result(document, text)
 
 
 def _model(model: str, size: int) -> Result:
