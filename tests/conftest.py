@@ -45,7 +45,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of a few steps through stages 1 and 2. Copy it before changing it."""
+    """A run folder of a few steps through all stages. Copy it before changing it."""
     from strategies import TINY_RUN
 
     from pam_mobile.reporter import Silent

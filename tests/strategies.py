@@ -7,11 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pam_mobile.config import Crop, Data, HeldOut, Stage, TrainConfig
+from pam_mobile.config import Crop, Data, HeldOut, PathLearningSettings, Stage, TrainConfig
 
 TINY_RUN = TrainConfig(
     stage1=Stage(steps=4, learning_rate=1e-3),
     stage2=Stage(steps=4, learning_rate=1e-3),
+    stage3=Stage(steps=4, learning_rate=1e-3),
+    paths=PathLearningSettings(candidates=2, prior_images=2, prior_paths=2),
     crops=(Crop(64, 2, 0.5), Crop(32, 3, 0.5)),
     data=Data(patches=6, backgrounds=4, size=96),
     held_out=HeldOut(composites=2, size=64),

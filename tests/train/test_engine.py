@@ -33,17 +33,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_checkpoints_logs_and_a_picture(run_folder: Path) -> None:
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["stage"], row["step"]) for row in rows] == [(1, 2), (1, 4), (2, 2), (2, 4)]
-    assert [int(row["step"]) for row in csv.DictReader((run_folder / "metrics.csv").read_text().splitlines())] == [
-        2,
-        4,
-        2,
-        4,
-    ]
+    assert [(row["stage"], row["step"]) for row in rows] == [(1, 2), (1, 4), (2, 2), (2, 4), (3, 2), (3, 4)]
+    table = list(csv.DictReader((run_folder / "metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in table] == [2, 4] * 3
+    assert [row["choose"] != "" for row in table] == [False] * 4 + [True] * 2
     assert (run_folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not (run_folder / "last").exists()
-    assert checkpoint.find(str(run_folder)) == run_folder / "stage2"
-    found = checkpoint.load(run_folder / "stage2")
+    assert checkpoint.find(str(run_folder)) == run_folder / "stage3"
+    found = checkpoint.load(run_folder / "stage3")
     measured = {m.path for m in found.paths.measured}
     units = len(found.preset.units)
     assert {NetworkPath.all_run(units), NetworkPath.all_bypass(units)} < measured
@@ -55,7 +52,7 @@ class Stop(BaseException):
     pass
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5, 7])
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 7, 8, 11])
 def test_resume_continues_exactly(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
@@ -74,7 +71,7 @@ def test_resume_continues_exactly(
         Trainer(TINY_RUN, tmp_path / "run", Silent()).run()
     monkeypatch.setattr(Trainer, "_step", step)
     Trainer(TINY_RUN, tmp_path / "run", Silent()).run(resume=True)
-    for stage in ("stage1", "stage2"):
+    for stage in ("stage1", "stage2", "stage3"):
         expected, got = weights(run_folder / stage), weights(tmp_path / "run" / stage)
         assert all(torch.equal(expected[name], got[name]) for name in expected)
     drop = ("crops_per_second",)
@@ -90,7 +87,7 @@ def test_resume_continues_exactly(
 
 def test_a_finished_run_is_not_trained_again(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("trained again"))
-    assert Trainer(TINY_RUN, run_folder, Silent()).run(resume=True) == run_folder / "stage2"
+    assert Trainer(TINY_RUN, run_folder, Silent()).run(resume=True) == run_folder / "stage3"
 
 
 def test_refusals_name_the_remedy(run_folder: Path, tmp_path: Path) -> None:
@@ -108,6 +105,7 @@ def test_a_changed_state_is_refused(run_folder: Path, tmp_path: Path, monkeypatc
     out = tmp_path / "run"
     shutil.copytree(run_folder, out)
     shutil.rmtree(out / "stage2")
+    shutil.rmtree(out / "stage3")
     trainer = Trainer(TINY_RUN, out, Silent())
     trainer._save_state(2, 2, trainer._optimiser(TINY_RUN.stage2))
     (state,) = (out / "last").glob("*.safetensors")
@@ -140,12 +138,19 @@ def test_stage_one_trains_the_run_branches_only_and_stage_two_the_connect_layers
     assert not moved(start, second, ".head.semantics")
 
 
+def test_stage_three_trains_the_heads_and_the_embedding(run_folder: Path) -> None:
+    second, third = weights(run_folder / "stage2"), weights(run_folder / "stage3")
+    for part in ("embedding.rows", "planning.logits", ".head.semantics", ".head.logits", ".connect.", ".blocks."):
+        assert any(not torch.equal(second[name], third[name]) for name in second if part in name), part
+
+
 def test_batch_norm_statistics_move_in_stage_one_only(run_folder: Path) -> None:
     fresh = engine.Supernet(engine.preset("tiny", prior=True)).state_dict()
-    first, second = weights(run_folder / "stage1"), weights(run_folder / "stage2")
+    first, second, third = (weights(run_folder / f"stage{i}") for i in (1, 2, 3))
     names = [name for name in fresh if "running" in name]
     assert all(not torch.equal(fresh[name], first[name]) for name in names)
     assert all(torch.equal(first[name], second[name]) for name in names)
+    assert all(torch.equal(first[name], third[name]) for name in names)
 
 
 def test_stage_rules() -> None:
