@@ -34,6 +34,8 @@ _READABLE = "PNG, JPEG, TIFF, WebP or BMP"
 _GREY_SUFFIXES = (".png", ".tif", ".tiff")
 _RGBA_SUFFIXES = (".png",)
 _PNG_HEADER_BYTES = 33
+_HEAD_BYTES = 2**20
+"""Enough for what comes before the pixels of a PNG or JPEG, a colour profile and a thumbnail included."""
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 0x0102
 _TIFF_SHORT = 3
@@ -64,6 +66,14 @@ class Photo(NamedTuple):
     icc: bytes | None
 
 
+class Header(NamedTuple):
+    """What a file says about its pixels before they are decoded: the size as stored, and whether there is an alpha channel."""
+
+    width: int
+    height: int
+    has_alpha: bool
+
+
 class _Raster(NamedTuple):
     pixels: np.ndarray
     icc: bytes | None
@@ -89,6 +99,23 @@ def read_grey(path: str | os.PathLike[str]) -> np.ndarray:
     """
     pixels = _read(FilePath(path)).pixels
     return _to_unit(pixels if pixels.ndim == 2 else pixels[..., 0])
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read the start of a file only; damage further on is not seen. Orientation is not applied to the size.
+
+    Raises InputError if the file is missing, a folder, empty, no image or above MAX_PIXELS.
+    """
+    path = FilePath(path)
+    data = _read_bytes(path, _HEAD_BYTES)
+    if not data.startswith(_SIGNATURES[:2]):  # TIFF and WebP keep no order
+        data = _read_bytes(path)
+    try:
+        with _pillow_on_our_terms():
+            image = _open(path, data)
+    except _DECODE_ERRORS as error:
+        raise _damaged(path, str(error)) from error
+    return Header(*image.size, image.mode in ("RGBA", "RGBa", "P", "PA"))
 
 
 def check_suffixes(alpha: FilePath, cutout: FilePath | None = None) -> None:
@@ -202,11 +229,12 @@ def _read(path: FilePath) -> _Raster:
     return _Raster(_upright(pixels, orientation), _rgb_profile(image))
 
 
-def _read_bytes(path: FilePath) -> bytes:
+def _read_bytes(path: FilePath, most: int = -1) -> bytes:
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an image", "name one image file")
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(most)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", "check the name and the folder") from error
     except OSError as error:

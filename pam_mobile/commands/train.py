@@ -18,12 +18,16 @@ def train(
     reporter: Reporter,
     out: Annotated[Path, typer.Option(help="The run folder.")],
     preset: Annotated[str, typer.Option(help="full, phone or tiny.")] = "tiny",
-    stages: Annotated[str, typer.Option(help="Stages to run: 1 whole network, 2 random paths.")] = "1,2",
+    stages: Annotated[
+        str, typer.Option(help="Stages to run: 1 whole network, 2 random paths, 3 path learning.")
+    ] = "1,2,3",
     prior: Annotated[bool, typer.Option(help="Start from the colour prior.")] = True,
+    data: Annotated[str, typer.Option(help="Data sets, ROOT or NAME:ROOT, separated by commas.")] = "",
     fg: Annotated[Path | None, typer.Option(help="Folder of foregrounds; RGBA files carry their alpha.")] = None,
     alpha: Annotated[Path | None, typer.Option(help="Folder of alphas with the foregrounds' names.")] = None,
     bg: Annotated[Path | None, typer.Option(help="Folder of backgrounds.")] = None,
     steps: Annotated[str, typer.Option(help="Steps per stage, for example 6000,4000.")] = "",
+    init: Annotated[str, typer.Option(help="A model to start from instead of fresh weights.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; the options above win.")] = None,
     settings: Annotated[
@@ -31,19 +35,22 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> Result:
-    """Train a supernet on procedural mattes or on folders of your own."""
+    """Train a supernet on procedural mattes, on data sets or on folders of your own."""
     from .. import config as configuration
     from ..train.engine import Trainer
 
     base = configuration.load(config) if config else configuration.TrainConfig()
     numbers = _integers(stages, "--stages")
-    data = replace(
+    material = replace(
         base.data,
+        sets=tuple(split(data)) or base.data.sets,
         foreground_folder=str(fg or base.data.foreground_folder),
         alpha_folder=str(alpha or base.data.alpha_folder),
         background_folder=str(bg or base.data.background_folder),
     )
-    chosen = replace(base, preset=preset, prior=prior, stages=tuple(numbers), seed=seed, data=data)
+    chosen = replace(
+        base, preset=preset, prior=prior, stages=tuple(numbers), init=init or base.init, seed=seed, data=material
+    )
     for stage, count in zip(numbers, _integers(steps, "--steps"), strict=False):
         chosen = configuration.override(chosen, [f"stage{stage}.steps={count}"])
     chosen = configuration.override(chosen, settings or [])

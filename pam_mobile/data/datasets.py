@@ -1,12 +1,28 @@
-"""Evaluation sets on disk."""
+"""Matting data sets on disk: which files to train with, and which to evaluate on."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
+import numpy as np
+
 from ..errors import InputError
-from .folders import images_by_stem, partner
+from ..imageio import read_grey, read_photo, read_trimap, to_integers
+from .folders import images_by_stem, missing_partner, partners
+from .layouts import Place, expand, find_layout
+from .trimap import UNKNOWN, trimap_from_alpha
+
+
+class Cutout(NamedTuple):
+    """The files of one foreground to train with."""
+
+    image: FilePath
+    alpha: FilePath
+    """`image` itself: its fourth channel."""
+    photo: bool = False
+    """The image is a photo: the colours of its foreground must be estimated."""
 
 
 class Triple(NamedTuple):
@@ -14,20 +30,132 @@ class Triple(NamedTuple):
 
     name: str
     image: FilePath
-    trimap: FilePath
+    trimap: FilePath | None
+    """None: made from the alpha."""
     alpha: FilePath
 
 
-def image_trimap_alpha(folder: FilePath) -> list[Triple]:
-    """The images of `image/` with the files of equal names in `trimap/` and `alpha/`.
+@dataclass(frozen=True)
+class ForegroundSet:
+    """Images with their alphas, to be put over backgrounds. Files are listed when they are asked for."""
 
-    Raises InputError naming the first missing folder or partner.
+    images: FilePath
+    alphas: tuple[FilePath, ...]
+    """None: the images carry their alpha as a fourth channel."""
+    photos: bool = False
+
+    def cutouts(self) -> list[Cutout]:
+        """In the order of their names; the alpha of a pair may be missing. Raises InputError for an unusable folder."""
+        images = images_by_stem(self.images)
+        alphas = partners(images, self.alphas) if self.alphas else list(images.values())
+        return [Cutout(image, alpha, self.photos) for image, alpha in zip(images.values(), alphas, strict=True)]
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """Finished images with alphas, and trimaps where they exist."""
+
+    images: FilePath
+    alphas: tuple[FilePath, ...]
+    trimaps: tuple[FilePath, ...]
+
+    def triples(self) -> list[Triple]:
+        """In the order of their names; partners may be missing. Raises InputError for an unusable folder."""
+        images = images_by_stem(self.images)
+        alphas = partners(images, self.alphas)
+        trimaps = partners(images, self.trimaps) if self.trimaps else [None] * len(images)
+        return [Triple(*row) for row in zip(images, images.values(), trimaps, alphas, strict=True)]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What one root folder holds."""
+
+    layout: str
+    root: FilePath
+    train: tuple[ForegroundSet, ...]
+    test: tuple[RealSet, ...]
+    backgrounds: tuple[FilePath, ...]
+    """Folders of training backgrounds."""
+
+    def cutouts(self) -> list[Cutout]:
+        """All foregrounds to train with."""
+        return [cutout for part in self.train for cutout in part.cutouts()]
+
+    def triples(self) -> list[Triple]:
+        """All images to evaluate on."""
+        return [triple for part in self.test for triple in part.triples()]
+
+    def background_files(self) -> list[FilePath]:
+        """All backgrounds to train with."""
+        return list(images_by_stem(*self.backgrounds).values()) if self.backgrounds else []
+
+
+def open_dataset(spec: str) -> DataSet:
+    """The data set of `ROOT`, or `NAME:ROOT` where the folder alone does not say what it is.
+
+    Raises InputError if the root is no folder, or its layout is unknown or ambiguous.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder", "give a folder with image/, trimap/ and alpha/")
-    places = [folder / part for part in ("image", "trimap", "alpha")]
-    images, trimaps, alphas = (images_by_stem(place) for place in places)
-    return [
-        Triple(name, path, partner(path, trimaps, places[1]), partner(path, alphas, places[2]))
-        for name, path in images.items()
+    layout, root = find_layout(spec)
+    train = [
+        ForegroundSet(images, tuple(_nearest(root, place.alpha, images)), place is layout.photos)
+        for place in (layout.foregrounds, layout.photos)
+        if place
+        for images in expand(root, place.image)
     ]
+    test = [real for place in layout.test for real in _real_sets(root, place)]
+    return DataSet(layout.name, root, tuple(train), tuple(test), tuple(expand(root, layout.backgrounds)))
+
+
+def _real_sets(root: FilePath, place: Place) -> list[RealSet]:
+    sets = []
+    for images in expand(root, place.image):
+        alphas, trimaps = (tuple(_nearest(root, pattern, images)) for pattern in (place.alpha, place.trimap))
+        if alphas:
+            sets.append(RealSet(images, alphas, trimaps))
+    return sets
+
+
+def _nearest(root: FilePath, pattern: str, images: FilePath) -> list[FilePath]:
+    """The folders of a pattern beside `images`, or all of them if there is none."""
+    folders = expand(root, pattern)
+    return [folder for folder in folders if folder.parent == images.parent] or folders
+
+
+def image_trimap_alpha(spec: str | FilePath) -> list[Triple]:
+    """The evaluation images of a data set: the test split, or `image/`, `alpha/` and `trimap/` of a plain folder.
+
+    Raises InputError as `open_dataset` does, if there is no test split, and naming the first missing partner.
+    """
+    data = open_dataset(str(spec))
+    if not data.test:
+        raise InputError(
+            f"{data.root} ({data.layout}) has no images to evaluate on", "give a folder with image/, alpha/ and trimap/"
+        )
+    triples = data.triples()
+    for triple in triples:
+        for file in (triple.trimap, triple.alpha):
+            if file and (fault := missing_partner(triple.image, file)):
+                raise fault
+    return triples
+
+
+def read_triple(triple: Triple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The photo (H, W, 3) float32 in [0, 1], the trimap (H, W) uint8 with 0, 128, 255, and the alpha (H, W) uint8.
+
+    Raises InputError if a file cannot be read, the sizes differ, or nothing is unknown.
+    """
+    photo = read_photo(triple.image).pixels
+    size = (photo.shape[0], photo.shape[1])
+    alpha = to_integers(read_grey(triple.alpha), 8)
+    if alpha.shape != size:
+        raise InputError(
+            f"{triple.alpha} is {alpha.shape[1]}x{alpha.shape[0]}, {triple.image} is {size[1]}x{size[0]}",
+            "an alpha has the size of its image; do not resize it",
+        )
+    if triple.trimap:
+        return photo, read_trimap(triple.trimap, size, str(triple.image)), alpha
+    trimap = trimap_from_alpha(alpha)
+    if not (trimap == UNKNOWN).any():
+        raise InputError(f"{triple.alpha} is constant: there is nothing to estimate", f"remove {triple.image.name}")
+    return photo, trimap, alpha
