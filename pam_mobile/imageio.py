@@ -233,7 +233,7 @@ def _read_bytes(path: FilePath, most: int = -1) -> bytes:
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an image", "name one image file")
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             data = file.read(most)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", "check the name and the folder") from error

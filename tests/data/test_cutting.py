@@ -20,6 +20,7 @@ from pam_mobile.data.folders import images_by_stem
 from pam_mobile.data.patch import make_patch
 from pam_mobile.data.preflight import check_cutout, check_dataset, faults, tolerated
 from pam_mobile.errors import InputError, UsageError
+from pam_mobile.imageio import read_alpha_channel, read_header
 from pam_mobile.reporter import Reporter, Silent
 from pam_mobile.train.material import load_bank
 
@@ -214,6 +215,16 @@ def test_the_check_of_a_data_set_names_every_fault_of_its_headers(tmp_path: Path
     for part in ("001.png has no partner", "002.png is 9x9", "003.png is empty", "a.png is not a"):
         assert sum(part in message for message in messages) == 1
     assert len(messages) == 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
+def test_a_header_is_what_the_pixels_turn_out_to_be(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"a.{suffix}", noise())
+    assert read_header(path) == (WIDTH, HEIGHT, False)
+    if suffix in ("png", "webp", "tif"):
+        write(path, np.dstack([noise(), disc()]))
+        assert read_header(path) == (WIDTH, HEIGHT, True)
+        assert read_alpha_channel(path).shape == (HEIGHT, WIDTH)
 
 
 def test_a_picture_turned_by_its_orientation_passes_the_check_of_headers(tmp_path: Path) -> None:
