@@ -24,19 +24,44 @@ class ChannelAttention(nn.Module):
         return x * self.excite(self.act(self.squeeze(pooled))).sigmoid()
 
 
+class Semantics(nn.Module):
+    """What a head sees of the features: their mean over the pixels, standardised, through one layer.
+
+    Means differ little between images beside what they have in common; without the standardisation heads learn the budget and
+    hardly anything of the image (docs/findings.md). Mean and deviation over images are measured once, when stage 3 begins.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+        self.layer = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, c, H, W). Returns (N, c)."""
+        return self.layer((x.mean((2, 3)) - self.mean) / self.deviation).relu()
+
+    def calibrate(self, pooled: Tensor) -> None:
+        """Take mean and deviation from the means over the pixels (N, c) of a few images."""
+        self.mean.copy_(pooled.mean(0))
+        self.deviation.copy_(pooled.std(0).clamp(min=1e-3))
+
+
 class SelectionHead(nn.Module):
     """Logits (bypass, run) of one unit from its features and the embedded budget."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.semantics = nn.Linear(channels, channels)
+        self.semantics = Semantics(channels)
         self.hidden = nn.Linear(channels + EMBEDDING, channels // 2)
         self.logits = nn.Linear(channels // 2, 2)
 
     def forward(self, x: Tensor, budget: Tensor) -> Tensor:
         """x: (N, c, H, W) features; budget: (N, 64) embedding. Returns (N, 2)."""
-        semantics = self.semantics(x.mean((2, 3))).relu()
-        return self.logits(self.hidden(torch.cat([semantics, budget], 1)).relu())
+        return self.logits(self.hidden(torch.cat([self.semantics(x), budget], 1)).relu())
 
 
 class PlanningHead(nn.Module):
@@ -44,14 +69,13 @@ class PlanningHead(nn.Module):
 
     def __init__(self, channels: int, units: int) -> None:
         super().__init__()
-        self.semantics = nn.Linear(channels, channels)
+        self.semantics = Semantics(channels)
         self.hidden = nn.Linear(channels + EMBEDDING, PLANNING)
         self.logits = nn.Linear(PLANNING, 2 * units)
 
     def forward(self, x: Tensor, budget: Tensor) -> Tensor:
         """x: (N, c, H, W) features; budget: (N, 64) embedding. Returns (N, units, 2)."""
-        semantics = self.semantics(x.mean((2, 3))).relu()
-        return self.logits(self.hidden(torch.cat([semantics, budget], 1)).relu()).unflatten(1, (-1, 2))
+        return self.logits(self.hidden(torch.cat([self.semantics(x), budget], 1)).relu()).unflatten(1, (-1, 2))
 
 
 def gumbel_one_hot(logits: Tensor, temperature: float, rng: np.random.Generator) -> Tensor:
@@ -79,6 +103,9 @@ class BudgetEmbedding(nn.Module):
         self.first = -(-table.smallest // self.step)
         self.reference = table.smallest
         self.rows = nn.Embedding(-(-table.largest // self.step) - self.first + 1, EMBEDDING)
+        # Neighbouring budgets begin alike: what is learned at one serves the next.
+        place, wave = torch.linspace(0, 1, self.rows.num_embeddings)[:, None], torch.arange(EMBEDDING)
+        self.rows.weight.data.copy_(torch.cos(torch.pi * place * wave) / (1 + wave).sqrt())
 
     def forward(self, macs: int, table: CostTable) -> Tensor:
         """macs: the budget at the size of `table`. Returns (1, 64)."""

@@ -47,21 +47,37 @@ def best_path(
     return Label(candidates[best], errors[best], margin, own=False)
 
 
-@torch.no_grad()
-def sample_paths(network: Supernet, batch: Batch, wish: Tensor, rng: np.random.Generator) -> list[Path]:
-    """A path per image, drawn unit by unit as the selection heads would have it; no budget is enforced (PAM, equation 8).
+class Sample(NamedTuple):
+    """Paths as the selection heads would have them, and what all heads said."""
 
-    wish: (1, 64) embedded budget.
+    paths: list[Path]
+    steps: Tensor
+    """(N, units, 2) logits of the selection heads on these paths."""
+    plans: Tensor
+    """(N, units, 2) logits of the planning head."""
+
+
+def sample(network: Supernet, batch: Batch, wish: Tensor, rng: np.random.Generator) -> Sample:
+    """Draw a path per image, unit by unit; no budget is enforced (PAM, equation 8).
+
+    wish: (1, 64) embedded budget. The logits carry gradients to the heads and the embedding, none to the features.
     """
+    wishes = wish.expand(len(batch.image), -1)
     decisions: list[list[bool]] = []
+    steps: list[Tensor] = []
+    plans: list[Tensor] = []
 
     def step(unit: nn.Module, x: Tensor) -> Tensor:
-        logits = cast(Unit, unit).head(x, wish.expand(len(x), -1).to(x.dtype)).float()
-        decisions.append((gumbel_one_hot(logits, 1.0, rng)[:, 1] > 0.5).tolist())
+        with torch.enable_grad():
+            if not plans:
+                plans.append(network.planning(x.float(), wishes))
+            steps.append(cast(Unit, unit).head(x.float(), wishes))
+        decisions.append((gumbel_one_hot(steps[-1], 1.0, rng)[:, 1] > 0.5).tolist())
         return unit(x, decisions[-1])
 
-    network.net(batch.image, batch.trimap, step)
-    return [Path(bits) for bits in zip(*decisions, strict=True)]
+    with torch.no_grad():
+        network.net(batch.image, batch.trimap, step)
+    return Sample([Path(bits) for bits in zip(*decisions, strict=True)], torch.stack(steps, 1), plans[0])
 
 
 @torch.no_grad()
@@ -77,24 +93,19 @@ def path_errors(network: Supernet, batch: Batch, paths: Sequence[Sequence[Path]]
 def find_labels(
     network: Supernet,
     batch: Batch,
+    own: Sequence[Path],
     macs: int,
-    wish: Tensor,
     prior: PathPrior,
     count: int,
     rng: np.random.Generator,
 ) -> list[Label]:
     """Algorithm 1 for every image: `count` candidates of the prior against the network's own sample.
 
-    macs: the budget at the prior's reference size; wish: (1, 64) its embedding. Computes in float32: near-ties decide.
+    own: one path per image; macs: the budget at the prior's reference size.
     """
-    device = batch.image.device.type
-    with torch.autocast(device, enabled=False):
-        own = sample_paths(network, batch, wish, rng)
-        candidates = [prior.draw(macs, count, rng) for _ in own]
-        distinct = [
-            [*drawn, *([path] if path not in drawn else [])] for drawn, path in zip(candidates, own, strict=True)
-        ]
-        errors = path_errors(network, batch, distinct)
+    candidates = [prior.draw(macs, count, rng) for _ in own]
+    distinct = [[*drawn, *([path] if path not in drawn else [])] for drawn, path in zip(candidates, own, strict=True)]
+    errors = path_errors(network, batch, distinct)
     table = prior.space.table
     return [
         best_path(drawn, e[: len(drawn)], path, e[-1], table, macs)

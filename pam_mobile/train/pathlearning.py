@@ -17,13 +17,16 @@ from torch import Tensor, nn
 
 from ..config import PathLearningSettings
 from ..data.compose import Batch
-from ..model.selection import gumbel_one_hot
+from ..model.selection import Semantics, gumbel_one_hot
 from ..model.supernet import Supernet
 from ..model.unit import Unit
 from ..path import Path, PathSpace
-from .labels import find_labels
+from .labels import find_labels, sample
 from .losses import LossWeights, charbonnier, matting_loss, unknown_mask
 from .pathprior import PathPrior
+
+PASSES = 4
+"""Random paths per composite on which heads are calibrated."""
 
 
 class PathLearning:
@@ -39,11 +42,18 @@ class PathLearning:
         settings: PathLearningSettings,
         teacher: Supernet,
         prior: PathPrior,
+        composites: Sequence[Batch],
     ) -> None:
-        """space: at the preset's reference size. teacher: the network as it enters the stage; only its largest path is used."""
+        """space: at the preset's reference size. teacher: the network as it enters the stage; only its largest path is used.
+
+        composites: what the heads are calibrated on.
+        """
         self.space, self.weights, self.settings = space, weights, settings
         self.teacher = teacher.eval().requires_grad_(False)
-        self.prior = prior
+        self.prior, self.composites = prior, composites
+
+    def begin(self, network: Supernet) -> None:
+        calibrate_heads(network, self.composites, self.space, np.random.default_rng(0))
 
     def __call__(self, network: Supernet, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         macs = int(rng.choice(self.prior.budgets))
@@ -51,18 +61,19 @@ class PathLearning:
         if self.settings.gumbel_only:
             alpha, run = _blend(network, batch, wish, self.settings.temperature, rng)
             return self._with_distillation(alpha, batch) | {"run_share": run}
-        labels = find_labels(network, batch, macs, wish.detach(), self.prior, self.settings.candidates, rng)
+        with torch.autocast(batch.image.device.type, enabled=False):  # near-ties decide
+            drawn = sample(network, batch, wish, rng)
+            labels = find_labels(network, batch, drawn.paths, macs, self.prior, self.settings.candidates, rng)
         paths = [label.path for label in labels]
-        alpha, steps, plans = score(network, batch, paths, wish)
-        losses = self._with_distillation(alpha, batch)
-        target = torch.tensor([list(path) for path in paths], device=alpha.device).long()
-        losses["choose"] = F.cross_entropy(steps.flatten(0, 1), target.flatten())
-        losses["plan"] = F.cross_entropy(plans.flatten(0, 1), target.flatten())
+        losses = self._with_distillation(network(batch.image, batch.trimap, path=paths), batch)
+        target = torch.tensor([list(path) for path in paths], device=batch.image.device).long()
+        losses["choose"] = F.cross_entropy(drawn.steps.flatten(0, 1), target.flatten())
+        losses["plan"] = F.cross_entropy(drawn.plans.flatten(0, 1), target.flatten())
         losses["loss"] = losses["loss"] + self.settings.path_weight * (losses["choose"] + losses["plan"])
         return losses | {
             "run_share": target.float().mean(),
-            "own_share": alpha.new_tensor([float(label.own) for label in labels]).mean(),
-            "margin": alpha.new_tensor([label.margin for label in labels]).mean(),
+            "own_share": target.new_tensor([float(label.own) for label in labels], dtype=torch.float32).mean(),
+            "margin": target.new_tensor([label.margin for label in labels], dtype=torch.float32).mean(),
         }
 
     def _with_distillation(self, alpha: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -75,26 +86,30 @@ class PathLearning:
         return losses
 
 
-def score(network: Supernet, batch: Batch, paths: Sequence[Path], wish: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Alpha on the given paths, and what the heads say on the way.
+@torch.no_grad()
+def calibrate_heads(network: Supernet, batches: Sequence[Batch], space: PathSpace, rng: np.random.Generator) -> None:
+    """Tell every head how the features that it will see are distributed: on these composites, along random paths."""
+    planning = network.planning.semantics
+    heads = [unit.head.semantics for unit in network.units]
+    seen: dict[Semantics, list[Tensor]] = {head: [] for head in (planning, *heads)}
 
-    paths: one per image; wish: (1, 64) embedded budget. Returns alpha (N, 1, H, W), the selection heads' logits and the
-    planning head's, (N, units, 2) each. Heads see the features without passing a gradient back to them.
-    """
-    wishes = wish.expand(len(batch.image), -1)
-    decisions = iter(zip(*paths, strict=True))
-    steps: list[Tensor] = []
-    plans: list[Tensor] = []
+    def run(batch: Batch, paths: Sequence[Path]) -> None:
+        decisions = iter(zip(*paths, strict=True))
 
-    def step(unit: nn.Module, x: Tensor) -> Tensor:
-        seen = x.detach().float()
-        if not plans:
-            plans.append(network.planning(seen, wishes))
-        steps.append(cast(Unit, unit).head(seen, wishes))
-        return unit(x, next(decisions))
+        def step(unit: nn.Module, x: Tensor) -> Tensor:
+            pooled = x.float().mean((2, 3))
+            seen[cast(Unit, unit).head.semantics].append(pooled)
+            if unit is network.units[0]:
+                seen[planning].append(pooled)
+            return unit(x, next(decisions))
 
-    alpha = network.net(batch.image, batch.trimap, step)
-    return alpha, torch.stack(steps, 1).float(), plans[0].float()
+        network.net(batch.image, batch.trimap, step)
+
+    for batch in batches:
+        for _ in range(PASSES):
+            run(batch, [space.sample(rng) for _ in batch.image])
+    for head, pooled in seen.items():
+        head.calibrate(torch.cat(pooled))
 
 
 def _blend(

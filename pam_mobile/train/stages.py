@@ -25,6 +25,10 @@ class Objective(Protocol):
     freeze_statistics: bool
     """Keep batch norm's statistics: averaged over random paths they would fit none, the whole network least of all."""
 
+    def begin(self, network: Supernet) -> None:
+        """Prepare the network for the stage; not called again on resume."""
+        ...
+
     def __call__(self, network: Supernet, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Scalar losses by name; `loss` is the one that is minimised."""
         ...
@@ -38,6 +42,9 @@ class WholeNetwork:
 
     def __init__(self, space: PathSpace, weights: LossWeights) -> None:
         self.space, self.weights = space, weights
+
+    def begin(self, network: Supernet) -> None:
+        pass
 
     def path(self, rng: np.random.Generator) -> Path:
         return Path.all_run(self.space.units)

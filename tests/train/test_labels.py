@@ -19,7 +19,7 @@ from pam_mobile.model.presets import preset
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path, PathSpace
 from pam_mobile.train import labels
-from pam_mobile.train.labels import Label, best_path, find_labels, path_errors, sample_paths
+from pam_mobile.train.labels import Label, best_path, find_labels, path_errors, sample
 from pam_mobile.train.losses import unknown_mask
 from pam_mobile.train.pathprior import PathPrior
 from pam_mobile.train.validate import VOTES, held_out_composites
@@ -103,16 +103,34 @@ def test_errors_are_those_of_each_image_on_each_of_its_paths() -> None:
 
 def test_sampled_paths_follow_the_heads_and_the_generator() -> None:
     net, batch = network(), composites(3)
-    wish = torch.zeros(1, 64)
-    with torch.no_grad():
-        wish = net.embedding(2_400_000_000, CostTable.of(net.preset, 512, 512))
-    first, again, other = (sample_paths(net, batch, wish, np.random.default_rng(s)) for s in (0, 0, 1))
+    wish = net.embedding(2_400_000_000, CostTable.of(net.preset, 512, 512))
+    first, again, other = (sample(net, batch, wish, np.random.default_rng(s)).paths for s in (0, 0, 1))
     assert first == again != other
     for unit in net.units:
         nn.init.zeros_(unit.head.logits.weight)
         with torch.no_grad():
             unit.head.logits.bias.copy_(torch.tensor([0.0, 60.0]))
-    assert sample_paths(net, batch, wish, np.random.default_rng(2)) == [Path.all_run(9)] * 3
+    assert sample(net, batch, wish, np.random.default_rng(2)).paths == [Path.all_run(9)] * 3
+
+
+def test_a_sample_holds_what_the_heads_say_on_its_paths() -> None:
+    net, batch = network(), composites(2)
+    wish = net.embedding(2_400_000_000, CostTable.of(net.preset, 512, 512))
+    drawn = sample(net, batch, wish, np.random.default_rng(0))
+    assert drawn.steps.shape == drawn.plans.shape == (2, 9, 2)
+    seen: list[torch.Tensor] = []
+    handles = [unit.head.register_forward_hook(lambda *a: seen.append(a[2])) for unit in net.units]
+    decisions = iter(zip(*drawn.paths, strict=True))
+
+    def step(unit: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        unit.head(x, wish.expand(2, -1))
+        return unit(x, next(decisions))  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        net.net(batch.image, batch.trimap, step)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(drawn.steps, torch.stack(seen, 1))
 
 
 def test_every_image_of_a_batch_gets_the_label_of_its_own_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,21 +146,15 @@ def test_every_image_of_a_batch_gets_the_label_of_its_own_errors(monkeypatch: py
         return [[-10.0 * path.bits[i] + sum(path) for path in own] for i, own in enumerate(paths)]
 
     monkeypatch.setattr(labels, "path_errors", fake)
-    wish = net.embedding(macs, space.table).detach()
-    found = find_labels(net, batch, macs, wish, prior, 4, np.random.default_rng(0))
+    drawn = [Path.parse("100000000"), Path.all_run(9), Path.parse("001000000")]
+    found = find_labels(net, batch, drawn, macs, prior, 4, np.random.default_rng(0))
+    assert found[0].path == drawn[0]
+    assert found[0].own
+    assert found[2].path == drawn[2]
+    assert not found[1].own
     for i, (label, own) in enumerate(zip(found, asked[0], strict=True)):
         assert 4 <= len(own) <= 5
         assert len(set(own)) == len(own)
         feasible = [path for path in own if space.table.cost(path) <= macs]
         assert label.error == min(-10.0 * path.bits[i] + sum(path) for path in feasible)
         assert label.path in feasible
-
-
-def test_labels_are_found_in_float32_whatever_autocast_says() -> None:
-    net, batch = network(), composites(2)
-    space = PathSpace(CostTable.of(net.preset, 512, 512))
-    prior = PathPrior.flat(net.preset, space)
-    wish = net.embedding(prior.budgets[4], space.table).detach()
-    plain = find_labels(net, batch, prior.budgets[4], wish, prior, 3, np.random.default_rng(0))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert find_labels(net, batch, prior.budgets[4], wish, prior, 3, np.random.default_rng(0)) == plain
