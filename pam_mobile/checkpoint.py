@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from cattrs import structure
-from safetensors.torch import load_file, save_file
+from cattrs.errors import ClassValidationError
 
-from . import __version__
-from .errors import InputError, IntegrityError
-from .files import atomic_path, read_sealed_json, sha256, verify_file, write_sealed_json
+from . import __version__, tensorfile
+from .errors import InputError, IntegrityError, PamError
+from .files import read_sealed_json, write_sealed_json
 from .model.presets import Preset
 from .model.supernet import Supernet
 from .path import Path
 from .pathtable import MeasuredPath, PathTable
+from .tensorfile import Layout, layout_of, require_layout
 
 SCHEMA_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -38,15 +39,16 @@ class Checkpoint:
 
 
 def save(folder: FilePath, supernet: Supernet, paths: PathTable, facts: dict[str, Any]) -> None:
-    """Write a checkpoint; the document comes last, so that a folder without one is not a checkpoint."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in supernet.state_dict().items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(state, temporary)
+    """Write a checkpoint; the document comes last, so that a folder without one is not a checkpoint.
+
+    Raises PartialFailureError, and writes nothing, if a weight is not finite.
+    """
+    digest = tensorfile.write(folder / WEIGHTS, supernet.state_dict())
     document = {
         "schema_version": SCHEMA_VERSION,
         "package": {"name": "pam-mobile", "version": __version__},
         "preset": asdict(supernet.preset),
-        "weights": {"file": WEIGHTS, "sha256": sha256(folder / WEIGHTS)},
+        "weights": {"file": WEIGHTS, "sha256": digest},
         "paths": paths.to_json(),
         **facts,
     }
@@ -64,32 +66,29 @@ def load(folder: FilePath) -> Checkpoint:
             f"{folder / DOCUMENT} has schema version {document.get('schema_version')}, this pam-mobile reads {SCHEMA_VERSION}",
             "upgrade: pip install -U pam-mobile",
         )
-    if not {"preset", "weights", "paths"} <= document.keys():
-        raise InputError(f"{folder / DOCUMENT} is not a checkpoint's document", REMEDY)
-    weights = folder / document["weights"]["file"]
-    verify_file(weights, document["weights"]["sha256"], REMEDY)
-    preset = structure(document["preset"], Preset)
+    try:
+        preset = structure(document["preset"], Preset)
+        paths = PathTable.from_json(document["paths"])
+        digest = document["weights"]["sha256"]
+    except (ClassValidationError, KeyError, TypeError, ValueError, PamError) as error:
+        raise InputError(f"{folder / DOCUMENT} is not a checkpoint's document", REMEDY) from error
+    weights = folder / WEIGHTS
+    layout = tensorfile.read_layout(weights, digest, REMEDY)
+    require_layout(layout, network_layout(preset), weights, f"a {preset.label} network")
     supernet = Supernet(preset)
-    load_weights(supernet, load_file(weights), weights)
-    units = len(preset.units)
-    paths = PathTable.from_json(document["paths"])
+    supernet.load_state_dict(tensorfile.read(weights))
     if not paths.measured:
-        paths = PathTable([MeasuredPath(Path.all_bypass(units), 0.0)])
+        paths = PathTable([MeasuredPath(Path.all_bypass(len(preset.units)), 0.0)])
     return Checkpoint(supernet.eval(), paths, document)
 
 
-def load_weights(supernet: Supernet, state: dict[str, torch.Tensor], source: FilePath) -> None:
-    """Raise InputError, naming the first difference, if the tensors are those of another network."""
-    expected = supernet.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        have, want = state.get(name), expected.get(name)
-        if have is None or want is None or have.shape != want.shape:
-            raise InputError(
-                f"{source} does not hold a {supernet.preset.label} network: {name} is "
-                f"{'missing' if have is None else 'unexpected' if want is None else f'{tuple(have.shape)}, not {tuple(want.shape)}'}",
-                "use the checkpoint's own preset",
-            )
-    supernet.load_state_dict(state)
+def network_layout(preset: Preset) -> Layout:
+    """Names, types and shapes of a preset's weights, without making them. Raises InputError if there is no such network."""
+    try:
+        with torch.device("meta"):
+            return layout_of(Supernet(preset).state_dict())
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError, PamError) as error:
+        raise InputError(f"the preset {preset.label} describes no network", REMEDY) from error
 
 
 def find(model: str) -> FilePath:

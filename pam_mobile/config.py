@@ -12,8 +12,11 @@ import yaml
 from cattrs import Converter, transform_error
 from cattrs.errors import ClassValidationError
 
+from .data.order import RANDOM, STYLES
 from .data.synthetic import KINDS
 from .errors import InputError, PamError, UsageError
+
+MOST_DIFFERENCES = 6
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,16 @@ class Data:
     background_folder: str = ""
     procedural: float = 0.0
     """Share of procedural images that is mixed with those of the folders."""
+    style: str = RANDOM
+    """How two foregrounds are combined: `random`, or `single`, `naive`, `rcf`, `triplet`, `quadruplet` (docs/data.md)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.procedural < 1:
             raise UsageError(f"data.procedural={self.procedural} is not a share", "use 0 up to, but not including, 1")
+        if self.style not in (RANDOM, *STYLES):
+            raise UsageError(f"data.style={self.style} is not known", f"use {', '.join((RANDOM, *STYLES))}")
+        if self.size < 64:
+            raise UsageError(f"data.size={self.size} is too small for patches", "use 64 pixels or more")
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ class PathLearningSettings:
     """Random paths near a budget that a batch of these composites is judged on."""
     temperature: float = 1.0
     """Of straight-through samples."""
+    head_rate: float = 10.0
+    """Learning rate of the heads and the budget embedding, as a multiple of the stage's."""
     path_weight: float = 0.1
     distillation_weight: float = 1.0
     """0: no distillation."""
@@ -103,6 +114,8 @@ class TrainConfig:
     crops: tuple[Crop, ...] = (Crop(256, 8, 0.75), Crop(384, 4, 0.25))
     data: Data = field(default_factory=Data)
     held_out: HeldOut = field(default_factory=HeldOut)
+    shards: int = 1
+    """Micro-batches of `crops` that make up a step; several processes share them."""
     seed: int = 0
     precision: str = "auto"
     """`auto`, `fp32` or `bf16`: auto takes bf16 where the device computes in it natively."""
@@ -120,6 +133,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UsageError(f"precision={self.precision!r} is not known", "use auto, fp32 or bf16")
+        if self.shards < 1:
+            raise UsageError(f"shards={self.shards} makes no step", "use 1 or more")
         unknown = set(self.stages) - {1, 2, 3}
         if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
             raise UsageError(
@@ -165,7 +180,7 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
         if not equals:
             raise UsageError(f"--set {assignment}: a value is missing", f"write {name}=VALUE")
         if not isinstance(target, dict) or leaf not in target:
-            close = get_close_matches(name, list(_names(values)), 1)
+            close = get_close_matches(name, _names(values), 1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(_names(values))}"
             raise UsageError(f"--set {assignment}: {name!r} is not a setting", hint)
         try:
@@ -192,8 +207,21 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(_converter.unstructure(config), sort_keys=False)
 
 
-def _names(values: dict[str, Any], prefix: str = "") -> list[str]:
-    names = []
+def differences(before: TrainConfig, now: TrainConfig) -> str:
+    """The settings that differ, as `name: before, now VALUE`, the first few; empty if none does."""
+    then, values = _flat(asdict(before)), _flat(asdict(now))
+    found = [f"{name}: {then[name]}, now {value}" for name, value in values.items() if then[name] != value]
+    more = [f"{len(found) - MOST_DIFFERENCES} more"] if len(found) > MOST_DIFFERENCES else []
+    return "; ".join(found[:MOST_DIFFERENCES] + more)
+
+
+def _names(values: dict[str, Any]) -> list[str]:
+    return list(_flat(values))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted names."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        names += _names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
-    return names
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -45,6 +45,14 @@ class BudgetError(PamError):
 
 
 class PartialFailureError(PamError):
-    """Some files of a batch failed, or training stopped on a non-finite loss."""
+    """Some files of a batch failed, or training cannot go on: its loss stays non-finite, or one of its processes is lost."""
 
     code = 7
+
+
+class InterruptedRunError(PamError):
+    """A signal asked for the end, and what was done so far is saved; the code is 128 and the signal's number."""
+
+    def __init__(self, message: str, hint: str = "", code: int = 130) -> None:
+        super().__init__(message, hint)
+        self.code = code

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path as FilePath
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from faults import before_each_call, fail_at
+from safetensors.torch import save_file
 
 import pam_mobile
-from pam_mobile import checkpoint
-from pam_mobile.checkpoint import DOCUMENT, WEIGHTS, find, load, load_weights, save
-from pam_mobile.errors import InputError, IntegrityError, SetupError
+from pam_mobile import checkpoint, tensorfile
+from pam_mobile.checkpoint import DOCUMENT, WEIGHTS, find, load, network_layout, save
+from pam_mobile.errors import InputError, IntegrityError, PartialFailureError, SetupError
 from pam_mobile.files import sha256, write_sealed_json
-from pam_mobile.model.presets import preset
+from pam_mobile.model.presets import Preset, preset
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
 from pam_mobile.pathtable import MeasuredPath, PathTable
+from pam_mobile.tensorfile import layout_of, require_layout
 
 PATHS = PathTable([MeasuredPath(Path.all_bypass(9), 2.5), MeasuredPath(Path.parse("101100111"), 1.123456)])
 FACTS = {"stage": 2, "best": {"sad": 1.5}}
@@ -141,7 +144,7 @@ def test_weights_of_another_preset_are_refused_by_their_first_difference(folder:
     document["preset"]["stem"] = 12
     write_sealed_json(folder / DOCUMENT, document)
     with pytest.raises(
-        InputError, match=r"a tiny\+prior network: net\.decoder\.level1\.0\.0\.weight is \(8, 33, 3, 3\), not"
+        InputError, match=r"a tiny\+prior network: net\.decoder\.level1\.0\.0\.weight is float32 \(8, 33, 3, 3\), not"
     ):
         load(folder)
 
@@ -149,38 +152,82 @@ def test_weights_of_another_preset_are_refused_by_their_first_difference(folder:
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("net.decoder.head.bias", "remove", "net.decoder.head.bias is missing"),
-        ("net.extra", "add", "net.extra is unexpected"),
-        ("net.decoder.head.bias", "reshape", r"net.decoder.head.bias is \(1, 1\), not \(1,\)"),
+        ("net.decoder.head.bias", "remove", r"net.decoder.head.bias is missing$"),
+        ("net.extra", "add", r"net.extra is unexpected$"),
+        ("net.decoder.head.bias", "reshape", r"net.decoder.head.bias is float32 \(1, 1\), not float32 \(1,\)$"),
+        ("net.decoder.head.bias", "half", r"net.decoder.head.bias is float16 \(1,\), not float32 \(1,\)$"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(
-    saved: tuple[FilePath, Supernet], name: str, change: str, said: str
+    folder: FilePath,
+    saved: tuple[FilePath, Supernet],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    change: str,
+    said: str,
 ) -> None:
-    state = load_file(saved[0] / WEIGHTS)
+    state = saved[1].state_dict()
     if change == "remove":
         del state[name]
+    elif change == "half":
+        state[name] = state[name].half()
     else:
         state[name] = state[name][None] if change == "reshape" else torch.zeros(1)
-    net = _supernet(2)
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    with pytest.raises(InputError, match=said):
-        load_weights(net, state, FilePath("there"))
-    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    document = _document(folder)
+    document["weights"]["sha256"] = tensorfile.write(folder / WEIGHTS, state)
+    write_sealed_json(folder / DOCUMENT, document)
+    monkeypatch.setattr(tensorfile, "read", lambda *_: pytest.fail("tensors were read"))
+    with pytest.raises(InputError, match=said) as caught:
+        load(folder)
+    assert caught.value.code == 3
 
 
 def test_a_prior_less_network_does_not_take_weights_for_the_prior() -> None:
-    with pytest.raises(InputError, match=r"a tiny network: embedding\.rows\.weight is \(9, 64\), not \(10, 64\)"):
-        load_weights(Supernet(preset("tiny")), _supernet(0).state_dict(), FilePath("there"))
+    have, want = layout_of(_supernet(0).state_dict()), network_layout(preset("tiny"))
+    with pytest.raises(InputError, match=r"a tiny network: embedding\.rows\.weight .* \(and \d+ more differences\)"):
+        require_layout(have, want, FilePath("there"), "a tiny network")
 
 
-def test_a_failed_save_leaves_the_old_checkpoint(folder: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(state: dict, path: FilePath) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("name", [field.name for field in fields(Preset) if field.name not in ("name", "reference")])
+@pytest.mark.parametrize("value", [0, -1, 3, None, "x", [], [1, 1, 1]])
+def test_a_changed_number_of_the_network_is_an_input_error_of_few_lines(
+    folder: FilePath, name: str, value: object
+) -> None:
+    document = _document(folder)
+    before, document["preset"][name] = document["preset"][name], value
+    write_sealed_json(folder / DOCUMENT, document)
+    try:
+        found = load(folder)
+    except InputError as error:
+        said = f"{error.message}\n{error.hint}"
+    else:
+        assert network_layout(found.preset) == layout_of(_supernet(0).state_dict()), (before, value)
+        return
+    assert len(said.splitlines()) == 2
 
-    monkeypatch.setattr(checkpoint, "save_file", half)
-    with pytest.raises(SetupError, match="No space left"):
+
+def test_a_network_with_a_weight_that_is_not_finite_is_never_saved(folder: FilePath) -> None:
+    for value in (float("nan"), float("inf")):
+        net = _supernet(3)
+        net.state_dict()["net.decoder.head.bias"].fill_(value)
+        with pytest.raises(PartialFailureError, match=r"net\.decoder\.head\.bias became infinite or NaN") as caught:
+            save(folder, net, PATHS, FACTS)
+        assert caught.value.code == 7
+    load(folder)
+
+
+def test_two_checkpoints_with_swapped_files_are_refused(folder: FilePath, tmp_path: FilePath) -> None:
+    save(tmp_path / "other", _supernet(3), PATHS, FACTS)
+    for file in (WEIGHTS, DOCUMENT):
+        swapped = FilePath(shutil.copytree(folder, tmp_path / f"swapped-{file}"))
+        shutil.copy(tmp_path / "other" / file, swapped / file)
+        with pytest.raises(IntegrityError, match=WEIGHTS):
+            load(swapped)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(folder: FilePath) -> None:
+    with before_each_call(fail_at(4, errno.ENOSPC)), pytest.raises(SetupError, match="No space left"):
         save(folder, _supernet(3), PATHS, FACTS)
     assert sorted(path.name for path in folder.iterdir()) == [DOCUMENT, WEIGHTS]
     load(folder)
@@ -199,7 +246,9 @@ def test_new_weights_beside_an_old_document_are_refused(folder: FilePath, monkey
 
 def test_nothing_is_parsed_before_the_hashes_are_verified(folder: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[object] = []
-    monkeypatch.setattr(checkpoint, "load_file", parsed.append)
+    loads = json.loads
+    monkeypatch.setattr(tensorfile, "load_file", parsed.append)
+    monkeypatch.setattr(json, "loads", lambda text, **_: parsed.append(text) if "\x80" in str(text) else loads(text))
     (folder / WEIGHTS).write_bytes(b"\x80\x04malicious")
     with pytest.raises(IntegrityError):
         load(folder)

@@ -269,13 +269,13 @@ def test_a_signal_stops_training_with_its_code_and_the_run_resumes(tmp_path: Pat
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 90
-    while not (tmp_path / "run" / "last" / "state.json").exists() and time.monotonic() < deadline:
+    while not list((tmp_path / "run" / "last").glob("state-*.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert out == ""
-    state = json.loads((tmp_path / "run" / "last" / "state.json").read_text())
-    assert state["step"] % 5 == 0
-    assert (tmp_path / "run" / "last" / state["file"]).exists()
+    states = {path.stem: path for path in (tmp_path / "run" / "last").iterdir()}
+    assert max(states) == f"state-1-{int(err.split('after step ')[1].split()[0]):08d}"
+    assert err.splitlines()[-1] == f"  continue: pam-mobile {' '.join(long[3:])} --resume"

@@ -30,8 +30,8 @@ class Result(NamedTuple):
     code: int = 0
 
 
-class _Terminated(BaseException):
-    pass
+class Terminated(BaseException):
+    """SIGTERM came."""
 
 
 def verb(function: Callable[..., Result]) -> Callable[..., int]:
@@ -49,7 +49,7 @@ def verb(function: Callable[..., Result]) -> Callable[..., int]:
             return fail(error.code, error.message, error.hint, as_json)
         except KeyboardInterrupt:
             return fail(130, "interrupted", "", as_json)
-        except _Terminated:
+        except Terminated:
             return fail(143, "terminated", "", as_json)
         except Exception as error:
             if verbose:
@@ -85,7 +85,7 @@ def fail(code: int, message: str, hint: str, as_json: bool) -> int:
 
 
 def _terminate(number: int, frame: Any) -> None:
-    raise _Terminated
+    raise Terminated
 
 
 def split(text: str) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import InterruptedRunError, UsageError
 from ..reporter import Reporter
-from .common import Result, split, verb
+from .common import Result, Terminated, split, verb
 
 
 @verb
@@ -54,7 +57,13 @@ def train(
     for stage, count in zip(numbers, _integers(steps, "--steps"), strict=False):
         chosen = configuration.override(chosen, [f"stage{stage}.steps={count}"])
     chosen = configuration.override(chosen, settings or [])
-    folder = Trainer(chosen, out, reporter).run(resume)
+    try:
+        folder = Trainer(chosen, out, reporter).run(resume)
+    except InterruptedRunError as end:
+        raise InterruptedRunError(end.message, _continuation(), end.code) from end
+    except (KeyboardInterrupt, Terminated) as end:
+        code = 130 if isinstance(end, KeyboardInterrupt) else 143
+        raise InterruptedRunError("interrupted; what was saved before is kept", _continuation(), code) from end
     text = (
         f"trained: {folder}\n\nnext:\n"
         f"  pam-mobile info {out}\n"
@@ -62,6 +71,14 @@ def train(
         f"  pam-mobile export --model {out} --budgets 80%,90%,100% --to executorch,coreml --sizes 512 --out {out}/export"
     )
     return Result({"run": str(out), "checkpoint": str(folder)}, text)
+
+
+def _continuation() -> str:
+    """The command that goes on with this run."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    start = ["pam-mobile"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "pam_mobile"]
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    return f"continue: {shlex.join([*start, *words, '--resume'])}"
 
 
 def _integers(text: str, option: str) -> list[int]:

@@ -1,60 +1,81 @@
 """The training loop: stages, averaged weights, logs, checkpoints, resume.
 
-Every random choice of a step comes from (seed, stage, step), so a resumed run sees the data that the uninterrupted run would have seen.
+Every random choice of a step comes from (seed, stage, step, shard), so a resumed run sees the data that the uninterrupted run would
+have seen, and several processes that share the work see those of one.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-import platform
-import shutil
+import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
-from .. import __version__, checkpoint
+from .. import checkpoint
 from ..checkpoint import Checkpoint
-from ..config import Stage, TrainConfig, to_yaml
+from ..config import Stage, TrainConfig, differences, to_yaml
+from ..config import load as load_config
 from ..cost import CostTable
-from ..data.compose import Composer
-from ..errors import PartialFailureError, SetupError, UsageError
-from ..files import atomic_path, read_sealed_json, sha256, verify_file, write_bytes, write_sealed_json
+from ..data.compose import Batch, Composer
+from ..errors import InterruptedRunError, PartialFailureError, UsageError
+from ..files import LOCK, UNFINISHED, locked, remove_unfinished, write_bytes, write_sealed_json
 from ..model.presets import preset
 from ..model.supernet import Supernet
 from ..path import Path, PathSpace
 from ..pathtable import PathTable
-from ..reporter import Reporter
-from . import pathprior
+from ..reporter import Reporter, Silent
+from ..tensorfile import Layout, layout_of
+from . import machine, pathprior
+from .interruption import Interruption
 from .log import RunLog
 from .losses import LossWeights
 from .material import load_bank
 from .pathlearning import PathLearning
 from .pathprior import PathPrior, estimate_prior
+from .processes import Processes
+from .runstate import RunState
+from .shards import Shards
 from .stages import Objective, RandomPaths, WholeNetwork
 from .validate import SELECTION, VOTES, held_out_composites, sads, search_paths
 
-CONFIG = "config.yaml"
-STATE = "last"
+CONFIG, ENVIRONMENT, STATE = "config.yaml", "env.json", "last"
+MOST_SKIPPED = 10
+"""So many steps in a row without a finite gradient end the training."""
+SLOTS = ("step", "exp_avg", "exp_avg_sq")
+"""What the optimiser keeps per parameter."""
+
+
+class Outcome(NamedTuple):
+    """What a step did: losses by name, crops seen by all processes, whether it was skipped, the signal that asked for the end or 0."""
+
+    losses: dict[str, float]
+    crops: int
+    skipped: bool
+    signal: int
 
 
 class Trainer:
     """Trains the stages of a configuration into a run folder."""
 
     def __init__(self, config: TrainConfig, out: FilePath, reporter: Reporter) -> None:
-        accelerate = _require_accelerate()
-        self.config, self.out, self.reporter = config, out, reporter
-        self.precision = _precision(config.precision)
-        self.accelerator = accelerate.Accelerator()
-        self.device: torch.device = self.accelerator.device
+        self.config, self.out = config, out
+        self.processes = Processes()
+        self.reporter = reporter if self.processes.first else Silent()
+        if config.shards % self.processes.count:
+            raise UsageError(
+                f"{self.processes.count} processes cannot share {config.shards} shards of a step equally",
+                f"--set shards={self.processes.count}, or a multiple of it",
+            )
+        self.device = self.processes.device
+        self.precision = machine.precision(config.precision)
         torch.manual_seed(config.seed)
         supernet = Supernet(preset(config.preset, config.prior))
         self.supernet = supernet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -62,85 +83,139 @@ class Trainer:
         reference = supernet.preset.reference
         self.space = PathSpace(CostTable.of(supernet.preset, reference, reference))
         self.log = RunLog(out)
+        self.states = RunState(out / STATE)
+        self.interruption = Interruption(several=self.processes.count > 1)
         self.compose = Composer()
 
     def run(self, resume: bool = False) -> FilePath:
         """Train all stages; returns the last stage's checkpoint folder.
 
-        Raises UsageError if the folder holds another run, PartialFailureError on a non-finite loss.
+        Raises UsageError if the folder holds another run or one that is running, PartialFailureError if the loss stays non-finite or a
+        process is lost, InterruptedRunError after a signal.
         """
+        try:
+            if not self.processes.first:
+                return self._run(resume)
+            self._refuse_foreign_folder()
+            with locked(self.out):
+                return self._run(resume)
+        finally:
+            self.processes.close()
+
+    def _run(self, resume: bool) -> FilePath:
         if self.device.type == "cpu":
-            _keep_freed_memory()
-        done = [stage for stage in self.config.stages if (self._folder(stage) / checkpoint.DOCUMENT).is_file()]
-        start = self._open(resume, done)
+            machine.keep_freed_memory()
+        start = self.processes.from_first(lambda: self._open(resume))
+        done, state = start["done"], start["state"]
         if done == list(self.config.stages):
             self.reporter.say(f"{self.out} is trained already")
             return self._folder(done[-1])
-        self.bank = load_bank(self.config.data, self.config.seed, self.reporter).to(self.device)
-        self.held_out = held_out_composites(
-            self.config.held_out, self.config.data.kinds, SELECTION, self.device, self.reporter
-        )
+        self._prepare_data()
         for stage in self.config.stages:
-            if stage in done:
-                continue
-            self._train_stage(stage, start if start and start["stage"] == stage else None)
+            if stage not in done:
+                self._train_stage(stage, state if state and state["stage"] == stage else None)
         return self._folder(self.config.stages[-1])
+
+    def _prepare_data(self) -> None:
+        """The first process of every machine makes the bank, the others read what it has kept."""
+        if self.processes.local_rank:
+            self.processes.wait()
+        self.bank = load_bank(self.config.data, self.config.seed, self.reporter).to(self.device)
+        if not self.processes.local_rank:
+            self.processes.wait()
+        if self.processes.first:
+            self.held_out = held_out_composites(
+                self.config.held_out, self.config.data.kinds, SELECTION, self.device, self.reporter
+            )
+        self.processes.wait()
 
     def _folder(self, stage: int) -> FilePath:
         return self.out / f"stage{stage}"
 
-    def _open(self, resume: bool, done: list[int]) -> dict[str, Any] | None:
-        """Prepare the run folder; returns the saved state's document when there is one to continue from."""
-        text = to_yaml(self.config)
+    def _refuse_foreign_folder(self) -> None:
+        own = (CONFIG, ENVIRONMENT, LOCK)
+        names = [entry.name for entry in self.out.iterdir()] if self.out.is_dir() else []
+        if CONFIG not in names and any(name not in own and not name.startswith(UNFINISHED) for name in names):
+            raise UsageError(f"{self.out} is not empty and not a training run", "choose another --out")
+
+    def _open(self, resume: bool) -> dict[str, Any]:
+        """Prepare the run folder; returns the finished stages and the document of the state to continue from, if there is one."""
+        now = machine.environment(self.processes, self.precision)
         existing = self.out / CONFIG
         if not existing.exists():
-            if self.out.exists() and any(self.out.iterdir()):
-                raise UsageError(f"{self.out} is not empty and not a training run", "choose another --out")
-            write_bytes(existing, text.encode())
-            write_bytes(self.out / "env.json", json.dumps(_environment(self.device, self.precision), indent=2).encode())
-            return None
+            write_sealed_json(self.out / ENVIRONMENT, now)
+            write_bytes(existing, to_yaml(self.config).encode())
+            return {"done": [], "state": None}
         if not resume:
             raise UsageError(f"{self.out} holds a run already", "add --resume to continue it, or choose another --out")
-        if existing.read_text() != text:
+        different = differences(load_config(existing), self.config)
+        if different:
             raise UsageError(
-                f"{existing} says other settings than this command", "repeat the command that started the run"
+                f"{existing} says other settings than this command: {different}",
+                "repeat the command that started the run",
             )
-        if not (self.out / STATE / "state.json").exists():
+        machine.require_same(self.out / ENVIRONMENT, now, self.reporter)
+        remove_unfinished(self.out)
+        done = [stage for stage in self.config.stages if (self._folder(stage) / checkpoint.DOCUMENT).is_file()]
+        state = self.states.newest(self._state_layout, self.reporter)
+        if state and state["stage"] in done:
+            self.states.clear()
+            state = None
+        if state:
+            self.log.truncate(state["stage"], state["step"])
+        else:
             self.log.truncate(max(done, default=0), sys.maxsize)
-            return None
-        state = read_sealed_json(self.out / STATE / "state.json", "delete the run folder and train again")
-        self.log.truncate(state["stage"], state["step"])
-        return state
+        return {"done": done, "state": state}
 
     def _train_stage(self, stage: int, state: dict[str, Any] | None) -> None:
         plan: Stage = getattr(self.config, f"stage{stage}")
-        if state is None:
-            self._start_from(stage)
-        optimiser = self._optimiser(plan)
-        model, optimiser = self.accelerator.prepare(self.supernet, optimiser)
-        first = self._load_state(state, optimiser) if state else 0
         objective = self._objective(stage)
+        if state is None:
+            self._start_from(stage, objective)
+        optimiser = self._optimiser(plan)
+        if state:
+            self._load_state(state, optimiser)
+        first = state["step"] if state else 0
+        facts = {name: state[name] if state else 0 for name in ("skipped", "in_a_row", "seconds", "peak_memory")}
         self.supernet.train()
         if objective.freeze_statistics:
             for module in self.supernet.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-        with self.reporter.progress(objective.title, plan.steps) as advance:
+        shards = Shards(self.supernet, self.config.shards, self.processes)
+        with self.interruption.held(), self.reporter.progress(objective.title, plan.steps) as advance:
             if first:
                 advance(first)
-            clock, crops = time.perf_counter(), 0
+            clock, crops, before = time.perf_counter(), 0, facts["seconds"] - time.perf_counter()
             for step in range(first, plan.steps):
-                batch_size, losses = self._step(model, optimiser, objective, stage, step, plan)
-                crops += batch_size
-                due = step + 1 == plan.steps or (step + 1) % self.config.validate_every == 0
-                if due:
+                outcome = self._step(shards, optimiser, objective, stage, step, plan)
+                self._count_skipped(outcome, facts, stage, step)
+                crops += outcome.crops
+                end = step + 1 == plan.steps
+                due = end or (step + 1) % self.config.validate_every == 0
+                if due and self.processes.first:
                     seconds = time.perf_counter() - clock
-                    self._log(stage, step + 1, plan, losses, crops / seconds)
+                    self._log(stage, step + 1, plan, outcome.losses, crops / seconds, facts["skipped"])
                     clock, crops = time.perf_counter(), 0
-                if (step + 1) % self.config.save_every == 0 and step + 1 < plan.steps:
-                    self._save_state(stage, step + 1, optimiser)
-                advance(1, note=f"loss {losses['loss']:.4f}" if due or step % 10 == 0 else "")
-        self._finish(stage)
+                saved = end or outcome.signal or (step + 1) % self.config.save_every == 0
+                facts |= {
+                    "seconds": round(before + time.perf_counter(), 2),
+                    "peak_memory": max(facts["peak_memory"], machine.peak_memory(self.device)),
+                }
+                if saved and self.processes.first:
+                    self.states.save(stage, step + 1, self._tensors(optimiser), facts)
+                if due or saved:
+                    self.processes.wait()
+                if outcome.signal:
+                    raise InterruptedRunError(
+                        f"interrupted after step {step + 1} of stage {stage}, which is saved",
+                        "add --resume to continue",
+                        128 + outcome.signal,
+                    )
+                advance(1, note=f"loss {outcome.losses['loss']:.4f}" if due or step % 10 == 0 else "")
+        if self.processes.first:
+            self._finish(stage, facts)
+        self.processes.wait()
 
     def _objective(self, stage: int) -> Objective:
         if stage < 3:
@@ -151,44 +226,69 @@ class Trainer:
                 "stage 3 needs a network that knows many paths", "train stages 1,2,3, or give --init MODEL"
             )
         teacher = start.supernet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return PathLearning(self.space, LossWeights(), self.config.paths, teacher, self._path_prior(start))
+        held_out = replace(self.config.held_out, composites=self.config.paths.prior_images)
+        voters = held_out_composites(held_out, self.config.data.kinds, VOTES, self.device, self.reporter)
+        prior = self._path_prior(start, voters)
+        return PathLearning(self.space, LossWeights(), self.config.paths, teacher, prior, voters)
 
-    def _path_prior(self, start: Checkpoint) -> PathPrior:
+    def _path_prior(self, start: Checkpoint, voters: list[Batch]) -> PathPrior:
         """The votes of the network that enters stage 3; made once and kept in the run folder."""
         settings, digest = self.config.paths, start.document["weights"]["sha256"]
         if settings.uniform_prior or settings.gumbel_only:
             return PathPrior.flat(start.preset, self.space)
         if not (self.out / pathprior.DOCUMENT).exists():
-            held_out = replace(self.config.held_out, composites=settings.prior_images)
-            voters = held_out_composites(held_out, self.config.data.kinds, VOTES, self.device, self.reporter)
             rng = np.random.default_rng([self.config.seed, 3])
             prior = estimate_prior(start.supernet, voters, self.space, settings.prior_paths, rng, self.reporter)
             prior.save(self.out, digest)
+        self.processes.wait()
         return PathPrior.load(self.out, self.space, digest)
 
     def _step(
-        self, model: Any, optimiser: Any, objective: Objective, stage: int, step: int, plan: Stage
-    ) -> tuple[int, dict[str, float]]:
-        rng = Generator().manual_seed(_seed(self.config.seed, stage, step))
+        self, shards: Shards, optimiser: torch.optim.Optimizer, objective: Objective, stage: int, step: int, plan: Stage
+    ) -> Outcome:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(plan, step, self.config.warmup) * group["rate"]
+        names: list[str] = []
+        shards.start()
+        for shard in shards.mine():
+            batch = self._batch(stage, step, shard)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                losses = objective(self.supernet, batch, np.random.default_rng([self.config.seed, stage, step, shard]))
+            names = list(losses)
+            asked = [float(self.interruption.number == number) for number in (signal.SIGINT, signal.SIGTERM)]
+            shards.add(losses["loss"], [*asked, len(batch.image), *losses.values()])
+        interrupt, terminate, crops, *sums = shards.finish()
+        means = {name: total / shards.count for name, total in zip(names, sums, strict=False)}
+        norm = nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.clip)
+        skipped = not (math.isfinite(means["loss"]) and bool(torch.isfinite(norm)))
+        if skipped:
+            shards.restore()
+        else:
+            optimiser.step()
+            self._average(step)
+        number = signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0
+        return Outcome(means, int(crops), skipped, int(number))
+
+    def _batch(self, stage: int, step: int, shard: int) -> Batch:
+        rng = Generator().manual_seed(_seed(self.config.seed, stage, step, shard))
         shares = torch.tensor([crop.share for crop in self.config.crops])
         crop = self.config.crops[int(torch.multinomial(shares, 1, generator=rng))]
         batch = self.compose(self.bank, crop.batch, crop.size, rng)
-        batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(plan, step, self.config.warmup)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            losses = objective(model, batch, np.random.default_rng([self.config.seed, stage, step]))
-        if not torch.isfinite(losses["loss"]):
-            raise PartialFailureError(
-                f"the loss became {losses['loss'].item()} in stage {stage} at step {step}",
-                f"lower the learning rate (--set stage{stage}.learning_rate=...) and train again; the last saved state is kept",
+        return batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
+
+    def _count_skipped(self, outcome: Outcome, facts: dict[str, Any], stage: int, step: int) -> None:
+        """Count the steps that were skipped, and those in a row. Raises PartialFailureError if these are too many."""
+        facts["in_a_row"] = facts["in_a_row"] + 1 if outcome.skipped else 0
+        facts["skipped"] += outcome.skipped
+        if outcome.skipped and facts["skipped"] == 1:
+            self.reporter.warn(
+                f"stage {stage}, step {step}: the loss or its gradient is not finite; such steps are skipped"
             )
-        optimiser.zero_grad(set_to_none=True)
-        self.accelerator.backward(losses["loss"])
-        self.accelerator.clip_grad_norm_(model.parameters(), self.config.clip)
-        optimiser.step()
-        self._average(step)
-        return crop.batch, {name: float(value.detach()) for name, value in losses.items()}
+        if facts["in_a_row"] == MOST_SKIPPED:
+            raise PartialFailureError(
+                f"the loss or its gradient was not finite in {MOST_SKIPPED} steps in a row up to step {step} of stage {stage}",
+                f"train again with a lower learning rate (--set stage{stage}.learning_rate=...); the last saved state is kept",
+            )
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -207,12 +307,14 @@ class Trainer:
         return network.eval()
 
     def _optimiser(self, plan: Stage) -> torch.optim.Optimizer:
-        """RAdam; no weight decay on biases and norms."""
-        decayed = [p for p in self.supernet.parameters() if p.dim() > 1]
-        others = [p for p in self.supernet.parameters() if p.dim() <= 1]
+        """RAdam; no weight decay on biases and norms. The heads, which begin in stage 3, learn faster than the rest."""
+        weights, others, head_weights, head_others = _parameter_groups(self.supernet)
+        decay, rate = self.config.weight_decay, self.config.paths.head_rate
         groups = [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": weights, "weight_decay": decay, "rate": 1.0},
+            {"params": others, "weight_decay": 0.0, "rate": 1.0},
+            {"params": head_weights, "weight_decay": decay, "rate": rate},
+            {"params": head_others, "weight_decay": 0.0, "rate": rate},
         ]
         return torch.optim.RAdam(
             groups, lr=plan.learning_rate, betas=self.config.betas, decoupled_weight_decay=True, foreach=True
@@ -224,7 +326,7 @@ class Trainer:
             return checkpoint.load(self._folder(stage - 1))
         return checkpoint.load(checkpoint.find(self.config.init)) if self.config.init else None
 
-    def _start_from(self, stage: int) -> None:
+    def _start_from(self, stage: int, objective: Objective) -> None:
         before = self._before(stage)
         if before is not None:
             if before.preset != self.supernet.preset:
@@ -233,10 +335,15 @@ class Trainer:
                     "give --preset and --prior of the model, or start without --init",
                 )
             self.supernet.load_state_dict(before.supernet.state_dict())
+        objective.begin(self.supernet.eval())
         self.ema = {name: value.clone() for name, value in self.supernet.state_dict().items()}
 
-    def _log(self, stage: int, step: int, plan: Stage, losses: dict[str, float], crops_per_second: float) -> None:
+    def _log(
+        self, stage: int, step: int, plan: Stage, losses: dict[str, float], crops_per_second: float, skipped: int
+    ) -> None:
         network = self.averaged()
+
+        largest, smallest = Path.all_run(self.space.units), Path.all_bypass(self.space.units)
 
         def sad(path: Path) -> float:
             return round(float(sads(network, self.held_out, path).mean()), 5)
@@ -244,19 +351,23 @@ class Trainer:
         row = {
             "stage": stage,
             "step": step,
-            **{name: round(value, 6) for name, value in losses.items()},
+            **{name: round(value, 6) if math.isfinite(value) else None for name, value in losses.items()},
             "learning_rate": learning_rate(plan, step - 1, self.config.warmup),
+            "skipped": skipped,
             "crops_per_second": round(crops_per_second, 2),
-            "sad_largest": sad(Path.all_run(self.space.units)),
-            "sad_smallest": sad(Path.all_bypass(self.space.units)),
+            "sad_largest": sad(largest),
+            "sad_smallest": sad(smallest),
         }
         self.log.append(row)
+        self.log.draw(stage, network, self.held_out[0], (smallest, largest))
         self.reporter.detail(json.dumps(row))
 
-    def _finish(self, stage: int) -> None:
+    def _finish(self, stage: int, spent: dict[str, Any]) -> None:
         """Write the stage's checkpoint: averaged weights, and the measured paths once paths were trained."""
         network = self.averaged()
         paths = search_paths(network, self.held_out, self.reporter) if stage > 1 else PathTable([])
+        self.log.summarise(stage, {"steps": getattr(self.config, f"stage{stage}").steps, **spent})
+        self.log.plot(self.reporter)
         facts = {
             "stage": stage,
             "precision": self.precision,
@@ -265,47 +376,45 @@ class Trainer:
             "data_licence": self._data_licence(),
         }
         checkpoint.save(self._folder(stage), network.cpu(), paths, facts)
-        self.log.plot(self.reporter)
-        shutil.rmtree(self.out / STATE, ignore_errors=True)
+        self.states.clear()
 
     def _data_licence(self) -> str:
         data = self.config.data
-        own = [folder for folder in (data.foreground_folder, data.background_folder) if folder]
+        own = [folder for folder in (*data.sets, data.foreground_folder, data.background_folder) if folder]
         return f"images of the user in {' and '.join(own)}" if own else "procedural images only"
 
-    def _save_state(self, stage: int, step: int, optimiser: Any) -> None:
-        """Everything that the next step depends on; the document comes last and names the file's hash."""
+    def _tensors(self, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Everything that the next step depends on."""
         tensors = {f"model.{name}": value for name, value in self.supernet.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         for index, values in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in values.items()}
-        name = f"state-{stage}-{step}.safetensors"
-        with atomic_path(self.out / STATE / name) as temporary:
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
-        digest = sha256(self.out / STATE / name)
-        write_sealed_json(
-            self.out / STATE / "state.json", {"stage": stage, "step": step, "file": name, "sha256": digest}
-        )
-        for old in (self.out / STATE).glob("state-*.safetensors"):
-            if old.name != name:
-                old.unlink()
+        return tensors
 
-    def _load_state(self, state: dict[str, Any], optimiser: Any) -> int:
-        """Continue from a saved state; returns the step to do next. Raises IntegrityError if the file was changed."""
-        file = self.out / STATE / state["file"]
-        verify_file(file, state["sha256"], "delete the run folder and train again")
+    def _state_layout(self, have: Layout) -> Layout:
+        """What a state of this network must hold; the optimiser knows those parameters that had a gradient once."""
+        network = layout_of(self.supernet.state_dict())
+        layout = {f"{part}.{name}": kind for part in ("model", "ema") for name, kind in network.items()}
+        for index, parameter in enumerate(_parameters(self.supernet)):
+            if f"optimiser.{index}.step" in have:
+                kinds = ((torch.float32, ()), *[(parameter.dtype, tuple(parameter.shape))] * 2)
+                layout |= {f"optimiser.{index}.{slot}": kind for slot, kind in zip(SLOTS, kinds, strict=True)}
+        return layout
+
+    def _load_state(self, state: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
+        """Continue from a state that was examined."""
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimiser": {}}
-        for key, value in load_file(file, str(self.device)).items():
-            kind, name = key.split(".", 1)
-            groups[kind][name] = value
-        checkpoint.load_weights(self.supernet, groups["model"], file)
+        for key, value in self.states.tensors(state).items():
+            part, name = key.split(".", 1)
+            groups[part][name] = value.to(self.device) if part == "ema" else value
+        self.supernet.load_state_dict(groups["model"])
         self.ema = groups["ema"]
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in groups["optimiser"].items():
             index, name = key.split(".", 1)
-            slots.setdefault(int(index), {})[name] = value
+            like = _parameters(self.supernet)[int(index)]
+            slots.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(value) if value.dim() else value
         optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
-        return int(state["step"])
 
 
 def learning_rate(plan: Stage, step: int, warmup: int) -> float:
@@ -318,42 +427,14 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _precision(wish: str) -> str:
-    if wish != "auto":
-        return wish
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions() else "fp32"
+def _parameter_groups(network: Supernet) -> tuple[list[nn.Parameter], ...]:
+    """Weights, biases and norms of the network, and the same of what chooses its path."""
+    choosing = nn.ModuleList([network.embedding, network.planning, *(unit.head for unit in network.units)])
+    heads = set(choosing.parameters())
+    parts = [p for p in network.parameters() if p not in heads], list(choosing.parameters())
+    return tuple([p for p in part if (p.dim() > 1) == weights] for part in parts for weights in (True, False))
 
 
-def _has_bf16_instructions() -> bool:
-    cpu = FilePath("/proc/cpuinfo")
-    return cpu.exists() and ("avx512_bf16" in (text := cpu.read_text()) or "amx_bf16" in text)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks: returning them costs page faults at every step (a quarter of the time on CPU)."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(mmap_threshold, 2**31 - 1)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-def _require_accelerate() -> Any:
-    try:
-        import accelerate
-    except ImportError as error:
-        raise SetupError("training needs accelerate", "pip install 'pam-mobile[train]'") from error
-    return accelerate
-
-
-def _environment(device: torch.device, precision: str) -> dict[str, Any]:
-    return {
-        "pam_mobile": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__.split("+")[0],
-        "device": str(device),
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-    }
+def _parameters(network: Supernet) -> list[nn.Parameter]:
+    """In the order of the optimiser."""
+    return [parameter for group in _parameter_groups(network) for parameter in group]
