@@ -17,6 +17,19 @@ CANDIDATES = 24
 """Random points tried per patch when looking for one inside the matte's soft region."""
 SPARE = 0.25
 """Share of foregrounds that are drawn in excess, to take the place of those that are passed over."""
+TRIES = 2
+"""Crops that are drawn for each composite of an order; the first usable one is kept."""
+
+
+class Layer(NamedTuple):
+    """A foreground to be put over something. N x H x W, float."""
+
+    foreground: Tensor
+    """(N, 3, H, W) in [0, 1]."""
+    alpha: Tensor
+    """(N, 1, H, W) in [0, 1]."""
+    depth: Tensor
+    """(N, 1, H, W) signed distance to what is soft, in output pixels."""
 
 
 class Batch(NamedTuple):
@@ -52,44 +65,74 @@ class Composer:
     known: float = 0.01
     """Crops with a smaller share of known foreground, known background or unknown pixels are passed over: no user draws
     such a trimap. 0 keeps them."""
+    naive: bool = False
+    """Ordered composites of two foregrounds mix their colours in the naive way."""
 
     def __call__(self, bank: Bank, batch: int, crop: int, rng: Generator) -> Batch:
         """A batch of `batch` composites of `crop` x `crop` pixels, determined by the generator's state."""
         drawn = batch + (math.ceil(batch * SPARE) if self.known else 0)
         index = torch.randint(len(bank.patches), (drawn,), generator=rng)
-        patches = bank.patches[index.to(bank.patches.device)].float()
-        matrix = random_affine(drawn, self.scale, rng)
-        planes = warp(patches, matrix, soft_point(patches[:, 4], rng), crop)
-        return self._compose(planes, matrix.det().abs().sqrt(), bank.backgrounds, batch, rng)
+        return self._compose(self._crops(bank, index, crop, rng), bank, batch, rng)
+
+    def ordered(self, bank: Bank, rows: Tensor, crop: int, rng: Generator) -> Batch:
+        """Composites of an order, none left out.  rows: (N, 3) int64 on the CPU, those of `Order.take`."""
+        tries = rows.repeat(TRIES, 1)
+        layer = self._crops(bank, tries[:, 0], crop, rng)
+        two = (tries[:, 1] >= 0).nonzero()[:, 0]
+        if len(two):
+            where = two.to(layer.alpha.device)
+            front = Layer(*(x[where] for x in layer))
+            both = put_over(front, self._crops(bank, tries[two, 1], crop, rng), self.naive)
+            layer = Layer(*(x.index_copy(0, where, y) for x, y in zip(layer, both, strict=True)))
+        trimap = self._trimap(layer.alpha, layer.depth, rng)
+        best = self._usable(trimap).reshape(TRIES, len(rows)).argmax(0)
+        best = best * len(rows) + torch.arange(len(rows), device=best.device)
+        return self._over_background(layer.foreground[best], layer.alpha[best], trimap[best], bank, rows[:, 2], rng)
 
     def whole(self, bank: Bank, first: int, batch: int, rng: Generator) -> Batch:
         """Composites of the bank's patches from `first` on as they are, as a photo shows its object whole."""
         planes = bank.patches[first : first + batch].float()
-        return self._compose(planes, torch.ones(len(planes)), bank.backgrounds, len(planes), rng)
+        return self._compose(self._layer(planes, torch.ones(len(planes)), rng), bank, len(planes), rng)
 
-    def _compose(self, planes: Tensor, scale: Tensor, backgrounds: Tensor, batch: int, rng: Generator) -> Batch:
-        """planes: (N, 5, S, S) of `make_patch`, N >= batch; scale: (N,) their pixels per output pixel."""
-        foreground, alpha, depth = self._foregrounds(planes, scale, rng)
-        trimap = self._trimap(alpha, depth, rng)
-        shares = torch.stack([(trimap == value).float().mean((1, 2, 3)) for value in (0, 0.5, 1)])
-        usable = (shares.amin(0) >= self.known).to(torch.uint8)
-        best = usable.argsort(descending=True, stable=True)[:batch]
-        foreground, alpha, trimap = foreground[best], alpha[best], trimap[best]
-        background = self._backgrounds(backgrounds, batch, planes.shape[-1], rng)
+    def _crops(self, bank: Bank, index: Tensor, crop: int, rng: Generator) -> Layer:
+        """Random crops of the patches (N,), around a soft pixel each."""
+        patches = bank.patches[index.to(bank.patches.device)].float()
+        matrix = random_affine(len(index), self.scale, rng)
+        planes = warp(patches, matrix, soft_point(patches[:, 4], rng), crop)
+        return self._layer(planes, matrix.det().abs().sqrt(), rng)
+
+    def _compose(self, layer: Layer, bank: Bank, batch: int, rng: Generator) -> Batch:
+        """The `batch` most usable of N layers over random backgrounds, some of them over their neighbour first."""
+        two = (torch.rand((len(layer.alpha), 1, 1, 1), generator=rng) < self.second).to(layer.alpha.device)
+        both = put_over(layer, Layer(*(x.roll(1, 0) for x in layer)))
+        layer = Layer(*(torch.where(two, y, x) for x, y in zip(layer, both, strict=True)))
+        trimap = self._trimap(layer.alpha, layer.depth, rng)
+        best = self._usable(trimap).argsort(descending=True, stable=True)[:batch]
+        index = torch.randint(len(bank.backgrounds), (batch,), generator=rng)
+        return self._over_background(layer.foreground[best], layer.alpha[best], trimap[best], bank, index, rng)
+
+    def _over_background(
+        self, foreground: Tensor, alpha: Tensor, trimap: Tensor, bank: Bank, index: Tensor, rng: Generator
+    ) -> Batch:
+        """The composites over views of the backgrounds `index` (N,)."""
+        background = self._backgrounds(bank.backgrounds, index, alpha.shape[-1], rng)
         background = self._raise_contrast(foreground, background, trimap, rng)
         image = degrade(alpha * foreground + (1 - alpha) * background, rng)
         return Batch(image, trimap, alpha, foreground, background)
 
-    def _foregrounds(self, planes: Tensor, scale: Tensor, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Foreground (N, 3, ...), alpha (N, 1, ...) and depth (N, 1, ...), the signed distance in output pixels."""
+    def _usable(self, trimap: Tensor) -> Tensor:
+        """(N,) uint8: 1 where a trimap has enough of each of its values."""
+        shares = torch.stack([(trimap == value).float().mean((1, 2, 3)) for value in (0, 0.5, 1)])
+        return (shares.amin(0) >= self.known).to(torch.uint8)
+
+    def _layer(self, planes: Tensor, scale: Tensor, rng: Generator) -> Layer:
+        """planes: (N, 5, H, W) of `make_patch`; scale: (N,) their pixels per output pixel."""
         foreground = colour_jitter(planes[:, 0:3] / 255, self.foreground_jitter, rng)
         alpha = (planes[:, 3:4] / 255).clamp(0, 1)
-        depth = (planes[:, 4:5] - DISTANCE_ZERO) / scale.to(planes)[:, None, None, None]
-        two = (torch.rand((len(planes), 1, 1, 1), generator=rng) < self.second).to(alpha.device)
-        return _put_over(foreground, alpha, depth, two)
+        return Layer(foreground, alpha, (planes[:, 4:5] - DISTANCE_ZERO) / scale.to(planes)[:, None, None, None])
 
-    def _backgrounds(self, backgrounds: Tensor, batch: int, crop: int, rng: Generator) -> Tensor:
-        index = torch.randint(len(backgrounds), (batch,), generator=rng)
+    def _backgrounds(self, backgrounds: Tensor, index: Tensor, crop: int, rng: Generator) -> Tensor:
+        batch = len(index)
         source = backgrounds[index.to(backgrounds.device)].float() / 255
         centre = uniform((batch, 2), 0, source.shape[-1], rng)
         background = colour_jitter(
@@ -126,10 +169,16 @@ def soft_point(depth: Tensor, rng: Generator) -> Tensor:
     return torch.stack([best % size, best // size], 1).float()
 
 
-def _put_over(foreground: Tensor, alpha: Tensor, depth: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where `two`, put each image's foreground over its neighbour's."""
-    behind = alpha.roll(1, 0) * (1 - alpha) * two
-    both = alpha + behind
-    share = (alpha / both.clamp(min=1e-4)).where(both > 1e-4, torch.ones_like(alpha))
-    foreground = foreground * share + foreground.roll(1, 0) * (1 - share)
-    return foreground, both, torch.where(two, torch.maximum(depth, depth.roll(1, 0)), depth)
+def put_over(front: Layer, back: Layer, naive: bool = False) -> Layer:
+    """One layer that looks like `front` over `back`, whatever is behind them (RCF): its colour is the mean of what is seen.
+
+    naive: the colour a1 F1 + (1 - a1) F2 of other code, which shows the hidden colour of `back` where its alpha is not 1; its
+    composite is not what a camera would see.
+    """
+    seen = back.alpha * (1 - front.alpha)
+    alpha = front.alpha + seen
+    share = (front.alpha / alpha.clamp(min=1e-4)).where(alpha > 1e-4, torch.ones_like(alpha))
+    if naive:
+        share = front.alpha
+    foreground = front.foreground * share + back.foreground * (1 - share)
+    return Layer(foreground, alpha, torch.maximum(front.depth, back.depth))

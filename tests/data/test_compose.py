@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pam_mobile.data.augment import colour_jitter, degrade, gaussian_blur, random_affine, warp
 from pam_mobile.data.bank import Bank
-from pam_mobile.data.compose import Composer, soft_point
+from pam_mobile.data.compose import Composer, Layer, put_over, soft_point
+from pam_mobile.data.order import STYLES, Order
 from pam_mobile.data.patch import DISTANCE_ZERO, make_patch, signed_distance
 from pam_mobile.data.synthetic import make_background, make_matte
 
@@ -93,6 +94,96 @@ def test_two_foregrounds_compose_like_layers() -> None:
     one, two = (Composer(second=share, hard=1, known=0)(bank(), 8, 64, generator(2)) for share in (0, 1))
     expected = one.alpha + one.alpha.roll(1, 0) * (1 - one.alpha)
     torch.testing.assert_close(two.alpha, expected)
+
+
+# --- two foregrounds, by an order
+
+
+def layers(n: int, seed: int) -> tuple[Layer, Layer]:
+    """Random layers in float64, with exact zeros and ones in their alphas."""
+    rng = np.random.default_rng(seed)
+
+    def layer() -> Layer:
+        alpha = np.clip(rng.uniform(-0.3, 1.3, (n, 1, 6, 6)), 0, 1)
+        alpha = np.where((alpha > 0) & (alpha < 1e-3), 1e-3, alpha)
+        colours, depth = rng.random((n, 3, 6, 6)), rng.normal(size=(n, 1, 6, 6))
+        return Layer(*(torch.from_numpy(x) for x in (colours, alpha, depth)))
+
+    return layer(), layer()
+
+
+def distance_to_two_layers(seed: int, naive: bool) -> float:
+    """Largest |a' F' + (1 - a') B - (a1 F1 + (1 - a1) (a2 F2 + (1 - a2) B))|."""
+    front, back = layers(4, seed)
+    background = torch.from_numpy(np.random.default_rng(seed + 1).random((4, 3, 6, 6)))
+    both = put_over(front, back, naive)
+    merged = both.alpha * both.foreground + (1 - both.alpha) * background
+    behind = back.alpha * back.foreground + (1 - back.alpha) * background
+    in_turn = front.alpha * front.foreground + (1 - front.alpha) * behind
+    return float((merged - in_turn).abs().max())
+
+
+@given(st.integers(0, 1000))
+def test_a_layer_put_over_another_is_exact_over_any_background(seed: int) -> None:
+    assert distance_to_two_layers(seed, naive=False) < 1e-12
+    assert distance_to_two_layers(seed, naive=True) > 0.05  # negative control
+
+
+def test_colours_of_ordered_composites_follow_the_style() -> None:
+    """The hidden colour of the layer behind shows in the naive composite only."""
+    rows = torch.from_numpy(Order("rcf", 12, 6, (0,)).take(0, 8))
+    exact, naive = (Composer(naive=wish, hard=1).ordered(bank(), rows, 64, generator(0)) for wish in (False, True))
+    assert torch.equal(exact.alpha, naive.alpha)
+    two = rows[:, 1] >= 0
+    assert torch.equal(exact.foreground[~two], naive.foreground[~two])
+    assert (exact.foreground - naive.foreground)[two].abs().amax((1, 2, 3)).min() > 0.01
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10_000), st.sampled_from(STYLES))
+def test_an_ordered_batch_keeps_its_promises(seed: int, style: str) -> None:
+    rows = torch.from_numpy(Order(style, 12, 6, (seed,)).take(seed, 5))
+    b = Composer().ordered(bank(), rows, 64, generator(seed))
+    again = Composer().ordered(bank(), rows, 64, generator(seed))
+    assert all(torch.equal(x, y) for x, y in zip(b, again, strict=True))
+    assert b.image.shape == (5, 3, 64, 64)
+    soft = (b.alpha > 0.5 / 255) & (b.alpha < 254.5 / 255)
+    assert (b.trimap[soft] == 0.5).all()
+    assert (b.alpha[b.trimap == 1] > 254.4 / 255).all()
+    assert (b.alpha[b.trimap == 0] < 0.6 / 255).all()
+
+
+def test_an_ordered_composite_shows_the_patches_of_its_row() -> None:
+    """Patches and backgrounds of one flat colour each, no jitter: the picture says which were taken."""
+
+    def flat(level: int) -> np.ndarray:
+        return np.full((128, 128, 3), level, np.uint8)
+
+    alpha = make_matte(3, 128, "hair").alpha
+    tones = (20, 60, 100)
+    own = Bank(
+        torch.from_numpy(np.stack([make_patch(flat(tone), alpha) for tone in tones])),
+        torch.from_numpy(np.stack([flat(tone).transpose(2, 0, 1).copy() for tone in (180, 240)])),
+    )
+    composer = Composer(foreground_jitter=0, background_jitter=0, hard=1)
+    rows = torch.tensor([[0, -1, 1], [1, 2, 0], [2, 1, 1]])
+    b = composer.ordered(own, rows, 64, generator(4))
+    colours = (b.foreground * 255).round()
+    assert (colours[0] == 20).all()
+    assert set(colours[1].unique().tolist()) <= set(range(60, 101))
+    assert {60.0, 100.0} <= set(colours[1].unique().tolist())
+    assert [float(x) for x in (b.background * 255).round().amax((1, 2, 3))] == [240, 180, 240]
+
+
+def test_a_crop_without_unknown_pixels_is_drawn_again() -> None:
+    rows = torch.from_numpy(Order("single", 12, 6, (0,)).take(0, 48))
+
+    def bad(composer: Composer) -> int:
+        b = composer.ordered(bank(), rows, 64, generator(1))
+        shares = torch.stack([(b.trimap == v).float().mean((1, 2, 3)) for v in (0, 0.5, 1)]).amin(0)
+        return int((shares < Composer.known).sum())
+
+    assert bad(Composer()) < 0.7 * bad(Composer(known=0))
 
 
 def test_signed_distance_of_a_half_plane() -> None:
