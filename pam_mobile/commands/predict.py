@@ -24,6 +24,7 @@ def predict(
     ] = None,
     model: Annotated[str, typer.Option(help="A run folder, a checkpoint, or `prior`.")] = "prior",
     budget: Annotated[str | None, typer.Option(help="Upper bound on compute: 4.5G or 80%.")] = None,
+    selection: Annotated[str, typer.Option(help="How the path is chosen: auto, fixed, planned or stepwise.")] = "auto",
     bits: Annotated[int | None, typer.Option(help="8 or 16 bits per channel; default: as the photo.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> Result:
@@ -36,16 +37,16 @@ def predict(
     if bits not in (None, 8, 16):
         raise UsageError(f"--bits {bits} is not possible", "use 8 or 16")
     check_suffixes(alpha, cutout)
-    matter = Matter.load(model, device)
+    matter = Matter.load(model, device, selection)
     photo = read_photo(image)
     height, width = photo.pixels.shape[:2]
     known = read_trimap(trimap, (height, width), str(image))
-    plan = matter.plan(height, width, budget)
+    with reporter.progress(f"matting {image} ({width}x{height}) with {matter.name}", 1) as advance:
+        found = matter.matte(photo.pixels, known, budget)
+        advance()
+    matte, plan = found.alpha, found.plan
     if plan.budget_macs is not None and plan.path and all(plan.path) and plan.budget_macs > plan.macs:
         reporter.say(f"budget {budget} is above the largest path, which runs")
-    with reporter.progress(f"matting {image} ({width}x{height}) with {matter.name}", 1) as advance:
-        matte = matter.run(photo.pixels, known, plan)
-        advance()
     write_grey(alpha, matte, bits or photo.bits)
     if cutout:
         write_rgba(cutout, estimate_foreground(photo.pixels, matte), matte, bits or photo.bits, photo.icc)

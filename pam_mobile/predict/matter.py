@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path as FilePath
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +26,12 @@ from ..path import Path
 
 PRIOR = "prior"
 """The model name of the colour prior without a network."""
+SELECTIONS = {
+    "auto": "planned if the network has learned to choose, fixed otherwise",
+    "fixed": "the best measured path of each budget, the same for every image",
+    "planned": "one head chooses the whole path from the image and the budget before the first unit runs",
+    "stepwise": "every unit's own head chooses when its turn comes",
+}
 
 Picture = str | FilePath | np.ndarray
 
@@ -36,6 +45,15 @@ class Plan:
     macs: int
     budget_macs: int | None
     """The bound that was asked for; None: as good as possible."""
+
+
+@dataclass(frozen=True)
+class Matte:
+    """An alpha and what was run for it."""
+
+    alpha: np.ndarray
+    """(H, W) float32 in [0, 1]."""
+    plan: Plan
 
 
 class PriorMatting(nn.Module):
@@ -57,28 +75,39 @@ class Matter:
     >>> alpha = matter.predict("photo.jpg", "trimap.png", budget="80%")
     """
 
-    def __init__(self, checkpoint: Checkpoint | None, device: str = "auto") -> None:
+    def __init__(self, checkpoint: Checkpoint | None, device: str = "auto", selection: str = "auto") -> None:
+        """selection: how paths are chosen, one of SELECTIONS. Raises UsageError for one that the model has not learned."""
+        learned = checkpoint is not None and checkpoint.learned_paths
+        if selection not in SELECTIONS:
+            raise UsageError(f"selection {selection!r} is not known", f"use one of {', '.join(SELECTIONS)}")
+        if selection in ("planned", "stepwise") and not learned:
+            raise UsageError(
+                f"this model has not learned to choose paths, selection {selection} needs that",
+                "train it with --stages 1,2,3, or use fixed",
+            )
+        self.selection = ("planned" if learned else "fixed") if selection == "auto" else selection
         self.checkpoint = checkpoint
         self.device = choose_device(device)
         self.network: nn.Module = checkpoint.supernet if checkpoint else PriorMatting()
         self.network.to(self.device).eval()
 
     @classmethod
-    def load(cls, model: str | FilePath = PRIOR, device: str = "auto") -> Matter:
+    def load(cls, model: str | FilePath = PRIOR, device: str = "auto", selection: str = "auto") -> Matter:
         """Load a run folder, a checkpoint or `prior`.
 
-        Raises InputError if there is none, IntegrityError if it is damaged, UsageError if the device is not there.
+        Raises InputError if there is none, IntegrityError if it is damaged, UsageError if the device is not there or the model
+        cannot choose its paths so.
         """
         if str(model) == PRIOR:
-            return cls(None, device)
-        return cls(checkpoint.load(checkpoint.find(str(model))), device)
+            return cls(None, device, selection)
+        return cls(checkpoint.load(checkpoint.find(str(model))), device, selection)
 
     @property
     def name(self) -> str:
         return self.checkpoint.preset.label if self.checkpoint else PRIOR
 
     def plan(self, height: int, width: int, budget: str | Budget | None = None) -> Plan:
-        """The path that a budget means for an image of this size. Raises BudgetError if no path fits."""
+        """The fixed path that a budget means for any image of this size. Raises BudgetError if no path fits."""
         wish = Budget.parse(budget) if budget else None
         if not self.checkpoint:
             macs = prior_macs(preset("tiny", prior=True), padded(height), padded(width))
@@ -99,17 +128,43 @@ class Matter:
         """
         pixels = _photo(image)
         known = _trimap(trimap, pixels.shape[:2], str(image) if isinstance(image, str | FilePath) else "")
-        plan = self.plan(known.shape[0], known.shape[1], budget)
-        return self.run(pixels, known, plan)
+        return self.matte(pixels, known, budget).alpha
 
     @torch.inference_mode()
-    def run(self, pixels: np.ndarray, trimap: np.ndarray, plan: Plan) -> np.ndarray:
-        """Alpha (H, W) float32 of pixels (H, W, 3) float32 in [0, 1] and trimap (H, W) uint8 {0, 128, 255}."""
+    def matte(self, pixels: np.ndarray, trimap: np.ndarray, budget: str | Budget | None = None) -> Matte:
+        """Alpha and what was run for it, of pixels (H, W, 3) float32 in [0, 1] and trimap (H, W) uint8 {0, 128, 255}.
+
+        The network chooses its path where it has learned to and the budget leaves a choice. Raises BudgetError if no path fits.
+        """
         height, width = trimap.shape
         image = torch.from_numpy(_pad(pixels)).permute(2, 0, 1)[None].to(self.device)
         levels = torch.from_numpy(_pad(np.rint(trimap / 127.5).astype(np.float32) / 2))[None, None].to(self.device)
-        alpha = self.network(image, levels, path=plan.path) if plan.path else self.network(image, levels)
-        return alpha[0, 0, :height, :width].cpu().numpy()
+        plan = self.plan(height, width, budget)
+        choice = self._choice(plan, height, width)
+        if choice:
+            alpha, (path,) = choice.choose(image, levels, Budget(Fraction(choice.budget_macs), relative=False))
+            plan = Plan(path, choice.table.cost(path) + choice.heads, choice.budget_macs)
+        else:
+            alpha = self.network(image, levels, path=plan.path) if plan.path else self.network(image, levels)
+        return Matte(alpha[0, 0, :height, :width].cpu().numpy(), plan)
+
+    def _choice(self, plan: Plan, height: int, width: int) -> _Choice | None:
+        """How the network chooses its path, if it does and the budget leaves a choice once the heads are paid for."""
+        if self.checkpoint is None or self.selection == "fixed" or plan.budget_macs is None:
+            return None
+        network, table = self.checkpoint.supernet, CostTable.of(self.checkpoint.preset, height, width)
+        choose, heads = (
+            (network.plan, table.planning) if self.selection == "planned" else (network.choose, table.selection)
+        )
+        leaves_one = table.smallest + heads <= plan.budget_macs < table.largest
+        return _Choice(choose, heads, table, plan.budget_macs) if leaves_one else None
+
+
+class _Choice(NamedTuple):
+    choose: Callable[[Tensor, Tensor, Budget], tuple[Tensor, list[Path]]]
+    heads: int
+    table: CostTable
+    budget_macs: int
 
 
 def choose_device(wish: str) -> torch.device:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import picture_files
 
+from pam_mobile.budget import Budget
 from pam_mobile.cost import CostTable
 from pam_mobile.errors import BudgetError, InputError, UsageError
 from pam_mobile.predict import Matter
@@ -130,3 +133,67 @@ def test_devices() -> None:
     assert choose_device("cpu").type == "cpu"
     with pytest.raises(UsageError, match="not known"):
         choose_device("tpu")
+
+
+# How paths are chosen
+
+
+def test_a_network_that_learned_to_choose_does_so_and_others_take_the_measured_path(run_folder: Path) -> None:
+    assert Matter.load(run_folder, "cpu").selection == "planned"
+    assert Matter.load(run_folder / "stage2", "cpu").selection == "fixed"
+    assert Matter.load("prior", "cpu").selection == "fixed"
+    with pytest.raises(UsageError, match="has not learned to choose") as error:
+        Matter.load(run_folder / "stage2", "cpu", "planned")
+    assert "--stages 1,2,3" in error.value.hint
+    with pytest.raises(UsageError, match="selection 'best' is not known"):
+        Matter.load(run_folder, "cpu", "best")
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(["planned", "stepwise"]), st.integers(1, 100), st.integers(33, 100), st.integers(0, 120))
+def test_a_chosen_path_and_its_heads_cost_at_most_the_budget(
+    matters: dict[str, Matter], selection: str, height: int, width: int, percent: int
+) -> None:
+    matter = matters[selection]
+    assert matter.checkpoint is not None
+    table = CostTable.of(matter.checkpoint.preset, height, width)
+    macs = table.smallest + percent * (table.largest - table.smallest) // 100
+    image, trimap = scene(height, width, percent)
+    pixels = image.astype(np.float32) / 255
+    matte = matter.matte(pixels, trimap, Budget(Fraction(macs), relative=False))
+    assert matte.plan.path is not None
+    assert matte.plan.macs <= macs
+    heads = matte.plan.macs - table.cost(matte.plan.path)
+    assert heads in (0, table.planning if selection == "planned" else table.selection)
+    assert heads or macs >= table.largest or macs < table.smallest + max(table.planning, table.selection)
+    expected = matters["fixed"].network(*tensors(pixels, trimap), path=matte.plan.path)[0, 0, :height, :width]
+    np.testing.assert_allclose(matte.alpha, expected.detach(), atol=2e-5)
+
+
+def test_the_image_decides_the_path(matters: dict[str, Matter]) -> None:
+    matter = matters["planned"]
+    assert matter.checkpoint is not None
+    head = matter.checkpoint.supernet.planning
+    with torch.no_grad():
+        head.logits.weight.mul_(300)
+    paths = set()
+    for seed in range(6):
+        image, trimap = scene(64, 64, seed)
+        bright = (image.astype(np.float32) / 255) ** (seed + 1)
+        paths.add(matter.matte(bright, trimap, "90%").plan.path)
+    with torch.no_grad():
+        head.logits.weight.div_(300)
+    assert len(paths) > 1
+
+
+@pytest.fixture(scope="module")
+def matters(run_folder: Path) -> dict[str, Matter]:
+    return {selection: Matter.load(run_folder, "cpu", selection) for selection in ("fixed", "planned", "stepwise")}
+
+
+def tensors(pixels: np.ndarray, trimap: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Padded as Matter pads them."""
+    margin = [(0, -size % 32) for size in trimap.shape]
+    image = np.pad(pixels, [*margin, (0, 0)], mode="symmetric")
+    levels = np.pad(np.rint(trimap / 127.5) / 2, margin, mode="symmetric").astype(np.float32)
+    return torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(levels)[None, None]
