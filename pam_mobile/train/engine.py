@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from .. import checkpoint
 from ..checkpoint import Checkpoint
 from ..config import Stage, TrainConfig, differences, to_yaml
 from ..config import load as load_config
 from ..cost import CostTable
-from ..data.compose import Batch, Composer
+from ..data.compose import Batch
 from ..errors import InterruptedRunError, PartialFailureError, UsageError
 from ..files import LOCK, UNFINISHED, locked, remove_unfinished, write_bytes, write_sealed_json
 from ..model.presets import preset
@@ -34,6 +34,7 @@ from ..pathtable import PathTable
 from ..reporter import Reporter, Silent
 from ..tensorfile import Layout, layout_of
 from . import machine, pathprior
+from .batches import Batches
 from .interruption import Interruption
 from .log import RunLog
 from .losses import LossWeights
@@ -85,7 +86,6 @@ class Trainer:
         self.log = RunLog(out)
         self.states = RunState(out / STATE)
         self.interruption = Interruption(several=self.processes.count > 1)
-        self.compose = Composer()
 
     def run(self, resume: bool = False) -> FilePath:
         """Train all stages; returns the last stage's checkpoint folder.
@@ -120,7 +120,8 @@ class Trainer:
         """The first process of every machine makes the bank, the others read what it has kept."""
         if self.processes.local_rank:
             self.processes.wait()
-        self.bank = load_bank(self.config.data, self.config.seed, self.reporter).to(self.device)
+        bank = load_bank(self.config.data, self.config.seed, self.reporter).to(self.device)
+        self.batches = Batches(self.config, bank)
         if not self.processes.local_rank:
             self.processes.wait()
         if self.processes.first:
@@ -176,7 +177,7 @@ class Trainer:
         if state:
             self._load_state(state, optimiser)
         first = state["step"] if state else 0
-        facts = {name: state[name] if state else 0 for name in ("skipped", "in_a_row", "seconds", "peak_memory")}
+        facts = {name: state[name] if state else 0 for name in ("skipped", "in_a_row", "seconds", "peak_memory_bytes")}
         self.supernet.train()
         if objective.freeze_statistics:
             for module in self.supernet.modules():
@@ -200,7 +201,7 @@ class Trainer:
                 saved = end or outcome.signal or (step + 1) % self.config.save_every == 0
                 facts |= {
                     "seconds": round(before + time.perf_counter(), 2),
-                    "peak_memory": max(facts["peak_memory"], machine.peak_memory(self.device)),
+                    "peak_memory_bytes": max(facts["peak_memory_bytes"], machine.peak_memory(self.device)),
                 }
                 if saved and self.processes.first:
                     self.states.save(stage, step + 1, self._tensors(optimiser), facts)
@@ -270,10 +271,7 @@ class Trainer:
         return Outcome(means, int(crops), skipped, int(number))
 
     def _batch(self, stage: int, step: int, shard: int) -> Batch:
-        rng = Generator().manual_seed(_seed(self.config.seed, stage, step, shard))
-        shares = torch.tensor([crop.share for crop in self.config.crops])
-        crop = self.config.crops[int(torch.multinomial(shares, 1, generator=rng))]
-        batch = self.compose(self.bank, crop.batch, crop.size, rng)
+        batch = self.batches(stage, step, shard)
         return batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
 
     def _count_skipped(self, outcome: Outcome, facts: dict[str, Any], stage: int, step: int) -> None:
@@ -366,7 +364,10 @@ class Trainer:
         """Write the stage's checkpoint: averaged weights, and the measured paths once paths were trained."""
         network = self.averaged()
         paths = search_paths(network, self.held_out, self.reporter) if stage > 1 else PathTable([])
-        self.log.summarise(stage, {"steps": getattr(self.config, f"stage{stage}").steps, **spent})
+        steps = getattr(self.config, f"stage{stage}").steps
+        self.log.summarise(
+            stage, {"steps": steps, **{name: spent[name] for name in ("skipped", "seconds", "peak_memory_bytes")}}
+        )
         self.log.plot(self.reporter)
         facts = {
             "stage": stage,
@@ -421,10 +422,6 @@ def learning_rate(plan: Stage, step: int, warmup: int) -> float:
     """Linear rise, then cosine to 0."""
     rise = min(1.0, (step + 1) / max(1, min(warmup, plan.steps // 5)))
     return plan.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
-
-
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _parameter_groups(network: Supernet) -> tuple[list[nn.Parameter], ...]:

@@ -174,7 +174,7 @@ def test_training_beats_its_start_on_what_it_sees(tmp_path: Path) -> None:
     held_out = HeldOut(composites=6, size=64)
     seen = held_out_composites(held_out, TINY_RUN.data.kinds, 0, torch.device("cpu"))
     trainer = Trainer(config, tmp_path / "run", Silent())
-    trainer.compose = lambda bank, batch, crop, rng: seen[0]  # type: ignore[assignment,misc]
+    trainer._batch = lambda stage, step, shard: seen[0]  # type: ignore[method-assign]
     trainer.run()
     network = checkpoint.load(tmp_path / "run" / "stage1").supernet
     trained, prior = sads(network, seen, NetworkPath.all_run(9)).mean(), prior_sads(seen).mean()
