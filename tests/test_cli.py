@@ -107,11 +107,39 @@ def test_a_budget_above_the_largest_path_runs_the_largest_and_says_so(
 def test_eval_prints_a_row_per_budget(pam: Any, run_folder: Path, tmp_path: Path) -> None:
     picture_files(tmp_path)
     answer = pam("eval", "--model", run_folder, "--data", tmp_path, "--budgets", "80%,100%", "--json")
-    assert [row["budget"] for row in answer.json["rows"]] == ["80%", "100%"]
+    assert [row["budget"] for row in answer.json["rows"]] == ["80%", "100%", ""]
     assert all(row["over_budget"] == 0 for row in answer.json["rows"])
-    text = pam("eval", "--model", "prior", "--data", tmp_path).out
-    assert "SAD" in text
-    assert "100%" in text
+    text = pam("eval", "--data", tmp_path, "--baselines", "half").out
+    assert "SAD against prior" in text
+    assert [line.split("|")[1].strip() for line in text.splitlines()[-2:]] == ["prior", "half"]
+
+
+def test_eval_on_held_out_composites_puts_models_and_baselines_in_one_table(pam: Any, run_folder: Path) -> None:
+    stage1 = run_folder / "stage1"
+    options = ("--model", run_folder, "--model", stage1, "--budgets", "80%,100%", "--baselines", "half")
+    held_out = ("--data", "held-out", "--count", 3, "--size", 64, "--kinds", "fur,hair", "--seed", 2)
+    document = pam("eval", *held_out, *options, "--json").json
+    settings = {"data": "held-out", "count": 3, "size": 64, "kinds": ["fur", "hair"], "seed": 2, "against": "prior"}
+    assert settings.items() <= document.items()
+    names = [(row["model"], row["budget"]) for row in document["rows"]]
+    both = [(str(model), budget) for model in (run_folder, stage1) for budget in ("80%", "100%")]
+    assert names == [*both, ("half", ""), ("prior", "")]
+    assert [row["against"] is None for row in document["rows"]] == [False] * 5 + [True]
+    assert all(row["images"] == 3 and row["sad_standard_error"] > 0 for row in document["rows"])
+    own = pam("eval", *held_out, *options, "--against", stage1, "--json").json["rows"]
+    assert [row["against"] is None for row in own] == [False, False, True, True, True]
+    assert [row["sad"] for row in own] == [row["sad"] for row in document["rows"][:5]]
+
+
+def test_eval_refuses_what_does_not_belong_together(pam: Any, tmp_path: Path) -> None:
+    picture_files(tmp_path)
+    assert (
+        "--size, --kinds belongs to --data held-out"
+        in pam("eval", "--data", tmp_path, "--size", 64, "--kinds", "fur").err
+    )
+    assert "moss is no kind of matte" in pam("eval", "--data", "held-out", "--kinds", "moss").err
+    assert "there is no row 'half'" in pam("eval", "--data", "held-out", "--against", "half").err
+    assert "baseline 'zero' is not known" in pam("eval", "--data", tmp_path, "--baselines", "zero").err
 
 
 def test_info_of_presets_prior_and_model(pam: Any, run_folder: Path) -> None:

@@ -2,40 +2,72 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UsageError
 from ..reporter import Reporter
 from .common import Result, split, verb
+
+if TYPE_CHECKING:
+    from ..evaluate.images import ImageSet
 
 
 @verb
 def evaluate(
     reporter: Reporter,
-    data: Annotated[Path, typer.Option(help="Folder with image/, trimap/ and alpha/, files of equal names.")],
-    model: Annotated[str, typer.Option(help="A run folder, a checkpoint, or `prior`.")] = "prior",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A data set, a folder with image/, alpha/ and trimap/ (files of equal names), or `held-out`: procedural composites."
+        ),
+    ],
+    model: Annotated[
+        list[str] | None, typer.Option(help="A run folder, a checkpoint, or `prior` (default); may be repeated.")
+    ] = None,
     budgets: Annotated[str, typer.Option(help="Budgets, for example 80%,100%.")] = "100%",
+    selection: Annotated[
+        str, typer.Option(help="How paths are chosen: auto, fixed, planned, stepwise; several make several rows.")
+    ] = "auto",
+    baselines: Annotated[str, typer.Option(help="Further rows: half, prior, closed-form, knn.")] = "",
+    against: Annotated[str, typer.Option(help="The model or baseline that SAD is compared with.")] = "prior",
+    kinds: Annotated[str, typer.Option(help="Held-out: kinds of matte, for example hair,fur; none: all.")] = "",
+    count: Annotated[int | None, typer.Option(help="Held-out: number of composites (64).")] = None,
+    size: Annotated[int | None, typer.Option(help="Held-out: height and width in pixels (384).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Held-out: another seed is another set (0).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> Result:
-    """Score a model: SAD, MSE, GRAD, CONN over the unknown pixels, and cost, per budget."""
+    """Score models: SAD, MSE, GRAD, CONN over the unknown pixels, and cost, per budget."""
     from ..budget import Budget
-    from ..errors import UsageError
-    from ..evaluate.report import evaluate as run
-    from ..evaluate.report import to_json
-    from ..predict.matter import Matter
-    from ..tables import markdown_table
+    from ..evaluate import baselines as simple
+    from ..evaluate import contenders, report
+    from ..predict.matter import PRIOR
 
     wishes = [Budget.parse(text) for text in split(budgets)]
     if not wishes:
         raise UsageError("--budgets names no budget", "write for example --budgets 80%,100%")
-    matter = Matter.load(model, device)
-    rows = run(matter, data, wishes, reporter)
-    header = ("budget", "SAD", "MSE", "GRAD", "CONN", "GMACs", "GMACs max", "paths", "images")
-    table = markdown_table(
-        header,
-        [(r.budget, r.sad, r.mse, r.grad, r.conn, r.gmacs_mean, r.gmacs_max, r.paths, r.images) for r in rows],
-    )
-    text = f"{matter.name} on {data}: unknown pixels; SAD, GRAD, CONN /1000, MSE x1e3; means over images\n\n{table}"
-    return Result(to_json(matter.name, data, rows), text)
+    names = model or [PRIOR]
+    extra = dict.fromkeys(name for name in [*split(baselines), *[PRIOR] * (against == PRIOR)] if name not in names)
+    ways = split(selection)
+    if not ways:
+        raise UsageError("--selection names no selection", "write for example --selection fixed,planned")
+    rivals = [*contenders.models(names, wishes, device, ways), *simple.baselines(list(extra), device)]
+    report.check_reference(rivals, against)
+    chosen = {"count": count, "size": size, "seed": seed}
+    images = _images(data, {k: v for k, v in chosen.items() if v is not None}, split(kinds), reporter)
+    rows = report.evaluate(rivals, images, against, reporter)
+    return Result(report.to_json(images, rows, against), report.to_text(images, rows, against))
+
+
+def _images(data: str, numbers: dict[str, int], kinds: list[str], reporter: Reporter) -> ImageSet:
+    from ..data.synthetic import KINDS
+    from ..evaluate.heldout import HELD_OUT, held_out_images
+    from ..evaluate.images import images_of
+
+    if data == HELD_OUT:
+        return held_out_images(kinds=kinds or KINDS, reporter=reporter, **numbers)
+    if numbers or kinds:
+        options = ", ".join(f"--{name}" for name in [*numbers, *["kinds"] * bool(kinds)])
+        raise UsageError(f"{options} belongs to --data {HELD_OUT}", f"leave it out, or score on {HELD_OUT}")
+    return images_of(data)

@@ -7,7 +7,7 @@ import json
 import shutil
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,13 +142,9 @@ def _parameters(found: Checkpoint) -> int:
 
 def _held_out() -> list[Batch]:
     """Composites for the report; none of their mattes was trained on or used to choose paths."""
-    import torch
+    from ..evaluate.heldout import composites
 
-    from ..config import HeldOut
-    from ..train.validate import REPORT, held_out_composites
-
-    held_out = HeldOut(COMPOSITES, COMPOSITE_SIZE)
-    return held_out_composites(held_out, quickstart_config().data.kinds, REPORT, torch.device("cpu"))
+    return composites(COMPOSITES, COMPOSITE_SIZE, quickstart_config().data.kinds)
 
 
 def _baselines(batches: list[Batch]) -> dict[str, Tensor]:
@@ -160,20 +156,20 @@ def _baselines(batches: list[Batch]) -> dict[str, Tensor]:
 def _row(
     found: Checkpoint, manifest: dict[str, Any], out: Path, budget: str, composites: list[Batch], prior: Tensor
 ) -> dict[str, Any]:
+    from ..evaluate.report import Change
     from ..path import Path as NetworkPath
-    from ..train.validate import change, sads
+    from ..train.validate import sads
 
     artifacts = {a["target"]: a for a in manifest["artifacts"] if a["budget"]["text"] == budget}
     pte = artifacts["executorch"]
     scores = sads(found.supernet, composites, NetworkPath.parse(pte["path"]))
-    difference, error = change(scores, prior)
     return {
         "budget": budget,
         "path": pte["path"],
         "macs": pte["macs"],
         "parameters": pte["params"],
         "sad": float(scores.mean()),
-        "against_prior": {"change": difference, "standard_error": error},
+        "against_prior": asdict(Change.of(scores.tolist(), prior.tolist())),
         "milliseconds": _milliseconds(out / "export" / pte["files"][0]["path"]),
         "files": {
             target: {
@@ -240,8 +236,8 @@ def _cut_out(found: Checkpoint, photo_file: Path, out: Path, reporter: Reporter)
     alphas, files = {}, []
     with reporter.progress(f"cutting out {photo_file.name}", len(BUDGETS)) as advance:
         for budget in BUDGETS:
-            plan = matter.plan(height, width, budget)
-            alpha = matter.run(photo.pixels, trimap, plan)
+            matte = matter.matte(photo.pixels, trimap, budget)
+            alpha, plan = matte.alpha, matte.plan
             foreground = estimate_foreground(photo.pixels, alpha)
             name = f"{budget.rstrip('%'):0>3}"
             write_grey(folder / f"alpha_{name}.png", alpha)
@@ -259,6 +255,7 @@ def _cut_out(found: Checkpoint, photo_file: Path, out: Path, reporter: Reporter)
 
 
 def _text(report: dict[str, Any], out: Path) -> str:
+    from ..evaluate.report import Change
     from ..tables import markdown_table
 
     header = (
@@ -283,7 +280,7 @@ def _text(report: dict[str, Any], out: Path) -> str:
             f"{row['files']['executorch']['bytes'] / 1e6:.2f} MB",
             f"{row['files']['coreml']['bytes'] / 1e6:.2f} MB",
             f"{row['sad']:.3f}",
-            f"{row['against_prior']['change']:+.1%} ± {row['against_prior']['standard_error']:.1%}",
+            str(Change(**row["against_prior"])),
             row["milliseconds"],
             f"{row['files']['executorch']['max_difference']:.1e}",
             f"{row['files']['coreml']['max_difference']:.1e}",

@@ -1,1 +1,1 @@
-"""Metrics of matting, and the evaluation of a model on a folder of images."""
+"""Metrics of matting, and tables of models and baselines on folders of images and on held-out composites."""

@@ -1,101 +1,167 @@
-"""Evaluation of a model on a folder of images: the four metrics and the cost, per budget."""
+"""A table of contenders: the four metrics, the cost, and the change of SAD against one of them on the same images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
+import torch
 
-from ..budget import Budget
 from ..cost import GIGA
-from ..data.datasets import Triple, image_trimap_alpha
-from ..errors import InputError
-from ..imageio import read_grey, read_photo, read_trimap, to_integers
-from ..predict.matter import Matter
+from ..errors import UsageError
+from ..imageio import to_integers
 from ..reporter import Reporter
+from ..tables import markdown_table
+from ..train.validate import change
+from .contenders import Answer, Contender
+from .images import ImageSet
 from .metrics import Scores, score
 
 
 @dataclass(frozen=True)
-class Row:
-    """Means over the images of one budget. Metrics over the unknown pixels, in the published scales (METRICS in docs/evaluation.md)."""
+class Change:
+    """Relative change of the mean SAD against a reference on the same images, and its standard error over images."""
 
+    change: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float], reference: Sequence[float]) -> Change:
+        """Raises ValueError if the reference makes no error."""
+        if not sum(reference) > 0:
+            raise ValueError("a change against a mean of 0 is not defined")
+        return cls(*change(torch.tensor(scores, dtype=torch.float64), torch.tensor(reference, dtype=torch.float64)))
+
+    def __str__(self) -> str:
+        return f"{self.change:+.1%} ± {self.standard_error:.1%}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over the images. Metrics over the unknown pixels, in the published scales (docs/evaluation.md)."""
+
+    model: str
     budget: str
     sad: float
+    sad_standard_error: float | None
+    """Over images; None for a single one."""
     mse: float
     grad: float
     conn: float
-    gmacs_mean: float
-    gmacs_max: float
+    against: Change | None
+    """None for the reference itself, and where it has no row of this budget or makes no error."""
+    gmacs_mean: float | None
+    """None for what is no network."""
+    gmacs_max: float | None
     over_budget: int
     """Images whose path cost more than the budget; always 0."""
+    defaulted: int
+    """Images that were answered with 0.5."""
     paths: int
     """Distinct paths that were run."""
     images: int
 
 
-def evaluate(matter: Matter, folder: FilePath, budgets: Sequence[Budget], reporter: Reporter) -> list[Row]:
-    """Score a model on image/, trimap/ and alpha/ of `folder` at every budget.
+def evaluate(contenders: Sequence[Contender], images: ImageSet, against: str, reporter: Reporter) -> list[Row]:
+    """Score every contender on every image. against: the name of those that the others are compared with.
 
-    Raises InputError for unusable files, BudgetError if a budget cannot be met at some image's size.
+    Raises UsageError if there is none of that name, InputError for unusable files, BudgetError if a budget cannot be met.
     """
-    triples = image_trimap_alpha(folder)
-    results: list[list[_Result]] = [[] for _ in budgets]
-    with reporter.progress(f"evaluating {matter.name}", len(triples) * len(budgets)) as advance:
-        for triple in triples:
-            photo, trimap, target = _read(triple)
-            for budget, rows in zip(budgets, results, strict=True):
-                plan = matter.plan(trimap.shape[0], trimap.shape[1], budget)
-                alpha = matter.run(photo, trimap, plan)
-                over = plan.budget_macs is not None and plan.macs > plan.budget_macs
-                rows.append(_Result(score(to_integers(alpha, 8), target, trimap), plan.macs, str(plan.path), over))
-                advance(1, note=triple.name)
-    return [_row(budget, rows) for budget, rows in zip(budgets, results, strict=True)]
+    names = check_reference(contenders, against)
+    answers: list[list[Answer]] = [[] for _ in contenders]
+    scores: list[list[Scores]] = [[] for _ in contenders]
+    with reporter.progress(f"evaluating {', '.join(names)}", len(images.readers) * len(contenders)) as advance:
+        for read in images.readers:
+            sample = read()
+            for contender, said, scored in zip(contenders, answers, scores, strict=True):
+                answer = contender.answer(sample)
+                scored.append(score(to_integers(answer.alpha, 8), sample.alpha, sample.trimap))
+                said.append(answer._replace(alpha=np.empty(0)))
+                advance(1, note=sample.name)
+    rows = []
+    for contender, said, scored in zip(contenders, answers, scores, strict=True):
+        reference = _reference(contender, contenders, against)
+        errors = [] if reference is None else _sads(scores[reference])
+        rows.append(_row(contender, said, scored, Change.of(_sads(scored), errors) if sum(errors) > 0 else None))
+    return rows
 
 
-@dataclass(frozen=True)
-class _Result:
-    scores: Scores
-    macs: int
-    path: str
-    over: bool
+def check_reference(contenders: Sequence[Contender], against: str) -> list[str]:
+    """The names in the table. Raises UsageError if `against` is none of them."""
+    names = list(dict.fromkeys(contender.name for contender in contenders))
+    if against not in names:
+        raise UsageError(f"there is no row {against!r} to compare with", f"choose among {', '.join(names)}")
+    return names
 
 
-def _row(budget: Budget, results: list[_Result]) -> Row:
-    means = Scores(*(float(np.mean([r.scores[i] for r in results])) for i in range(4)))
-    macs = [r.macs / GIGA for r in results]
+def _reference(contender: Contender, contenders: Sequence[Contender], against: str) -> int | None:
+    """The row to compare with: the only one of the reference, or its row of the same budget."""
+    if contender.name == against:
+        return None
+    rows = [i for i, c in enumerate(contenders) if c.name == against]
+    same = [i for i in rows if contenders[i].budget == contender.budget]
+    return rows[0] if len(rows) == 1 else same[0] if same else None
+
+
+def _sads(scores: Sequence[Scores]) -> list[float]:
+    return [row.sad for row in scores]
+
+
+def _row(contender: Contender, answers: Sequence[Answer], scores: Sequence[Scores], against: Change | None) -> Row:
+    means = Scores(*(float(np.mean(column)) for column in zip(*scores, strict=True)))
+    count = len(scores)
+    error = float(np.std(_sads(scores), ddof=1)) / math.sqrt(count) if count > 1 else None
+    gmacs = [answer.macs / GIGA for answer in answers if answer.macs is not None]
     return Row(
-        budget=str(budget),
+        model=contender.name,
+        budget=contender.budget,
         **{name: round(value, 4) for name, value in means._asdict().items()},
-        gmacs_mean=round(float(np.mean(macs)), 4),
-        gmacs_max=round(max(macs), 4),
-        over_budget=sum(r.over for r in results),
-        paths=len({r.path for r in results}),
-        images=len(results),
+        sad_standard_error=None if error is None else round(error, 4),
+        against=against,
+        gmacs_mean=round(float(np.mean(gmacs)), 4) if gmacs else None,
+        gmacs_max=round(max(gmacs), 4) if gmacs else None,
+        over_budget=sum(answer.over_budget for answer in answers),
+        defaulted=sum(answer.defaulted for answer in answers),
+        paths=len({answer.path for answer in answers} - {""}),
+        images=count,
     )
 
 
-def _read(triple: Triple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    photo = read_photo(triple.image).pixels
-    size = (photo.shape[0], photo.shape[1])
-    trimap = read_trimap(triple.trimap, size, str(triple.image))
-    target = to_integers(read_grey(triple.alpha), 8)
-    if target.shape != size:
-        raise InputError(
-            f"{triple.alpha} is {target.shape[1]}x{target.shape[0]}, {triple.image} is {size[1]}x{size[0]}",
-            "an alpha has the size of its image; do not resize it",
+def to_text(images: ImageSet, rows: Sequence[Row], against: str) -> str:
+    """The rows as a table, and what their numbers are."""
+    header = ("model", "budget", "SAD", "MSE", "GRAD", "CONN", f"SAD against {against}", "GMACs", "GMACs max", "paths")
+    cells = [
+        (
+            row.model,
+            row.budget or "-",
+            f"{row.sad:.3f}" + ("" if row.sad_standard_error is None else f" ± {row.sad_standard_error:.3f}"),
+            *(f"{value:.3f}" for value in (row.mse, row.grad, row.conn)),
+            row.against or "-",
+            *("-" if value is None else f"{value:.3f}" for value in (row.gmacs_mean, row.gmacs_max)),
+            row.paths or "-",
         )
-    return photo, trimap, target
+        for row in rows
+    ]
+    notes = [
+        f"\n{row.model} cannot answer {row.defaulted} of the images, whose trimaps lack known foreground or background; "
+        "0.5 stands there"
+        for row in rows
+        if row.defaulted
+    ]
+    return (
+        f"{images.label}: {rows[0].images} images, unknown pixels; SAD, GRAD, CONN /1000, MSE x1e3; means over images, "
+        f"± standard error over images\n\n{markdown_table(header, cells)}" + "".join(notes)
+    )
 
 
-def to_json(model: str, folder: FilePath, rows: list[Row]) -> dict[str, Any]:
+def to_json(images: ImageSet, rows: Sequence[Row], against: str) -> dict[str, Any]:
     return {
-        "model": model,
-        "data": str(folder),
+        **images.facts,
         "region": "unknown pixels",
         "scales": {"sad": "/1000", "mse": "x1e3", "grad": "/1000", "conn": "/1000"},
+        "against": against,
         "rows": [asdict(row) for row in rows],
     }
