@@ -37,6 +37,11 @@ class Checkpoint:
     def preset(self) -> Preset:
         return self.supernet.preset
 
+    @property
+    def learned_paths(self) -> bool:
+        """Whether the network has learned to choose its path (stage 3)."""
+        return bool(self.document.get("stage") == 3)
+
 
 def save(folder: FilePath, supernet: Supernet, paths: PathTable, facts: dict[str, Any]) -> None:
     """Write a checkpoint; the document comes last, so that a folder without one is not a checkpoint.

@@ -156,7 +156,8 @@ class Trainer:
                 "repeat the command that started the run",
             )
         machine.require_same(self.out / ENVIRONMENT, now, self.reporter)
-        remove_unfinished(self.out)
+        for folder in (self.out, self.log.samples, *map(self._folder, self.config.stages)):
+            remove_unfinished(folder)
         done = [stage for stage in self.config.stages if (self._folder(stage) / checkpoint.DOCUMENT).is_file()]
         state = self.states.newest(self._state_layout, self.reporter)
         if state and state["stage"] in done:
@@ -215,7 +216,7 @@ class Trainer:
                     )
                 advance(1, note=f"loss {outcome.losses['loss']:.4f}" if due or step % 10 == 0 else "")
         if self.processes.first:
-            self._finish(stage, facts)
+            self._finish(stage, objective, facts)
         self.processes.wait()
 
     def _objective(self, stage: int) -> Objective:
@@ -239,8 +240,8 @@ class Trainer:
             return PathPrior.flat(start.preset, self.space)
         if not (self.out / pathprior.DOCUMENT).exists():
             rng = np.random.default_rng([self.config.seed, 3])
-            prior = estimate_prior(start.supernet, voters, self.space, settings.prior_paths, rng, self.reporter)
-            prior.save(self.out, digest)
+            prior = estimate_prior(start.supernet, digest, voters, self.space, settings.prior_paths, rng, self.reporter)
+            prior.save(self.out)
         self.processes.wait()
         return PathPrior.load(self.out, self.space, digest)
 
@@ -360,7 +361,7 @@ class Trainer:
         self.log.draw(stage, network, self.held_out[0], (smallest, largest))
         self.reporter.detail(json.dumps(row))
 
-    def _finish(self, stage: int, spent: dict[str, Any]) -> None:
+    def _finish(self, stage: int, objective: Objective, spent: dict[str, Any]) -> None:
         """Write the stage's checkpoint: averaged weights, and the measured paths once paths were trained."""
         network = self.averaged()
         paths = search_paths(network, self.held_out, self.reporter) if stage > 1 else PathTable([])
@@ -375,6 +376,7 @@ class Trainer:
             "training": to_yaml(self.config),
             "licence": "Apache-2.0",
             "data_licence": self._data_licence(),
+            **objective.finish(self._folder(stage)),
         }
         checkpoint.save(self._folder(stage), network.cpu(), paths, facts)
         self.states.clear()

@@ -30,6 +30,7 @@ class RunLog:
         self.jsonl = folder / "metrics.jsonl"
         self.csv = folder / "metrics.csv"
         self.picture = folder / "curves.png"
+        self.samples = folder / "samples"
         self.summary = folder / "summary.json"
 
     def rows(self) -> list[dict[str, Any]]:
@@ -65,7 +66,7 @@ class RunLog:
         sheet = torch.cat([torch.cat(list(column), 1) for column in columns], 2)
         pixels = (sheet.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         png = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1]
-        write_bytes(self.folder / "samples" / f"stage{stage}.png", png.tobytes())
+        write_bytes(self.samples / f"stage{stage}.png", png.tobytes())
 
     def summarise(self, stage: int, facts: dict[str, Any]) -> None:
         """Set what a stage took in summary.json: steps, skipped ones, seconds over all sittings, peak memory in bytes."""

@@ -8,7 +8,8 @@ matting loss reaches the heads through straight-through samples, as the paper's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path as FilePath
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -75,6 +76,13 @@ class PathLearning:
             "own_share": target.new_tensor([float(label.own) for label in labels], dtype=torch.float32).mean(),
             "margin": target.new_tensor([label.margin for label in labels], dtype=torch.float32).mean(),
         }
+
+    def finish(self, folder: FilePath) -> dict[str, Any]:
+        """Keep the prior beside the network, for `eval --controls`."""
+        if not self.prior.judge:
+            return {}
+        self.prior.save(folder)
+        return {"path_prior_judge": self.prior.judge}
 
     def _with_distillation(self, alpha: Tensor, batch: Batch) -> dict[str, Tensor]:
         losses = matting_loss(alpha, batch, self.weights)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -58,6 +58,8 @@ class PathPrior:
     """A budget's candidates cost between it less one step and itself."""
     votes: np.ndarray
     """(2, budgets, paths) int64: of the even and of the odd images, so that what they share can be told from chance."""
+    judge: str = ""
+    """SHA-256 of the weights that judged; empty without votes."""
 
     @classmethod
     def flat(cls, preset: Preset, space: PathSpace) -> PathPrior:
@@ -87,14 +89,14 @@ class PathPrior:
         best = np.argsort(-keys, kind="stable")[: min(count, int((p > 0).sum()))]
         return [self.space[int(index)] for index in best]
 
-    def save(self, folder: FilePath, weights_sha256: str) -> None:
+    def save(self, folder: FilePath) -> None:
         """Write the votes with the hashes of the network that judged and of the cost table."""
         with atomic_path(folder / TENSORS) as temporary:
             save_file({"votes": torch.from_numpy(self.votes.astype(np.int32))}, temporary)
         document = {
             "budgets": list(self.budgets),
             "step": self.step,
-            "weights_sha256": weights_sha256,
+            "judge_sha256": self.judge,
             "cost_sha256": cost_sha256(self.space.table),
             "tensors_sha256": sha256(folder / TENSORS),
             "report": prior_report(self),
@@ -102,16 +104,16 @@ class PathPrior:
         write_sealed_json(folder / DOCUMENT, document)
 
     @classmethod
-    def load(cls, folder: FilePath, space: PathSpace, weights_sha256: str) -> PathPrior:
+    def load(cls, folder: FilePath, space: PathSpace, judge: str) -> PathPrior:
         """Read a prior. Raises InputError if it belongs to another network or cost table, IntegrityError if it is damaged."""
         document = read_sealed_json(folder / DOCUMENT, REMEDY)
-        for name, have in (("weights_sha256", weights_sha256), ("cost_sha256", cost_sha256(space.table))):
+        for name, have in (("judge_sha256", judge), ("cost_sha256", cost_sha256(space.table))):
             if document[name] != have:
-                kind = "network" if name.startswith("weights") else "cost table"
+                kind = "network" if name.startswith("judge") else "cost table"
                 raise InputError(f"{folder / DOCUMENT} was made with another {kind}", REMEDY)
         verify_file(folder / TENSORS, document["tensors_sha256"], REMEDY)
         votes = load_file(folder / TENSORS)["votes"].numpy().astype(np.int64)
-        return cls(space, tuple(document["budgets"]), document["step"], votes)
+        return cls(space, tuple(document["budgets"]), document["step"], votes, judge)
 
 
 def cost_sha256(table: CostTable) -> str:
@@ -121,6 +123,7 @@ def cost_sha256(table: CostTable) -> str:
 
 def estimate_prior(
     network: Supernet,
+    judge: str,
     batches: Sequence[Batch],
     space: PathSpace,
     paths_per_budget: int,
@@ -129,10 +132,10 @@ def estimate_prior(
 ) -> PathPrior:
     """Let the network judge random paths near every budget on composites; each image votes for the best one.
 
-    space: at the preset's reference size. Among equals the cheapest path wins.
+    judge: SHA-256 of the network's weights; space: at the preset's reference size. Among equals the cheapest path wins.
     """
     reporter = reporter or Silent()
-    prior = PathPrior.flat(network.preset, space)
+    prior = replace(PathPrior.flat(network.preset, space), judge=judge)
     near = [window(space, macs, prior.step) for macs in prior.budgets]
     with reporter.progress("counting the best paths per budget", len(batches) * len(near)) as advance:
         for batch in batches:

@@ -5,7 +5,8 @@ An objective maps (network, batch, rng) to losses; everything random in it comes
 
 from __future__ import annotations
 
-from typing import Protocol
+from pathlib import Path as FilePath
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +34,10 @@ class Objective(Protocol):
         """Scalar losses by name; `loss` is the one that is minimised."""
         ...
 
+    def finish(self, folder: FilePath) -> dict[str, Any]:
+        """Add to the stage's checkpoint folder; returns facts for its document."""
+        ...
+
 
 class WholeNetwork:
     """Stage 1: every unit runs."""
@@ -52,6 +57,9 @@ class WholeNetwork:
     def __call__(self, network: Supernet, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         alpha = network(batch.image, batch.trimap, path=self.path(rng))
         return matting_loss(alpha, batch, self.weights)
+
+    def finish(self, folder: FilePath) -> dict[str, Any]:
+        return {}
 
 
 class RandomPaths(WholeNetwork):

@@ -96,7 +96,8 @@ def test_each_image_votes_once_per_budget_for_its_best_path(monkeypatch: pytest.
         return torch.tensor([1.0 - path.bits[i] + 0.01 * path.bits[8] for i in range(3)])
 
     monkeypatch.setattr(pathprior, "sads", errors)
-    prior = estimate_prior(Supernet(TINY), batches, SPACE, 1000, np.random.default_rng(0))
+    prior = estimate_prior(Supernet(TINY), "a" * 64, batches, SPACE, 1000, np.random.default_rng(0))
+    assert prior.judge == "a" * 64
     assert (prior.votes.sum((0, 2)) == 3).all()
     assert (prior.votes[0].sum(1) == 2).all()
     for row, macs in enumerate(prior.budgets):
@@ -119,8 +120,8 @@ def test_a_prior_of_random_votes_shows_no_concentration_and_one_with_a_favourite
 
 
 def test_a_saved_prior_reads_back_for_the_same_network_and_costs_only(tmp_path: FilePath) -> None:
-    prior = voted()
-    prior.save(tmp_path, "a" * 64)
+    prior = replace(voted(), judge="a" * 64)
+    prior.save(tmp_path)
     again = PathPrior.load(tmp_path, SPACE, "a" * 64)
     assert np.array_equal(again.votes, prior.votes)
     assert (again.budgets, again.step) == (prior.budgets, prior.step)
