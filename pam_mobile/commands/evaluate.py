@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +13,7 @@ from ..reporter import Reporter
 from .common import Result, split, verb
 
 if TYPE_CHECKING:
+    from ..budget import Budget
     from ..evaluate.images import ImageSet
 
 
@@ -36,6 +39,10 @@ def evaluate(
     count: Annotated[int | None, typer.Option(help="Held-out: number of composites (64).")] = None,
     size: Annotated[int | None, typer.Option(help="Held-out: height and width in pixels (384).")] = None,
     seed: Annotated[int | None, typer.Option(help="Held-out: another seed is another set (0).")] = None,
+    controls: Annotated[
+        bool,
+        typer.Option("--controls", help="What the network's own choice of a path is worth at equal cost, instead."),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> Result:
     """Score models: SAD, MSE, GRAD, CONN over the unknown pixels, and cost, per budget."""
@@ -47,17 +54,37 @@ def evaluate(
     wishes = [Budget.parse(text) for text in split(budgets)]
     if not wishes:
         raise UsageError("--budgets names no budget", "write for example --budgets 80%,100%")
+    chosen = {"count": count, "size": size, "seed": seed}
+    load = partial(_images, data, {k: v for k, v in chosen.items() if v is not None}, split(kinds), reporter)
     names = model or [PRIOR]
+    if controls:
+        return _controls(names, load, wishes, seed or 0, reporter)
     extra = dict.fromkeys(name for name in [*split(baselines), *[PRIOR] * (against == PRIOR)] if name not in names)
     ways = split(selection)
     if not ways:
         raise UsageError("--selection names no selection", "write for example --selection fixed,planned")
     rivals = [*contenders.models(names, wishes, device, ways), *simple.baselines(list(extra), device)]
     report.check_reference(rivals, against)
-    chosen = {"count": count, "size": size, "seed": seed}
-    images = _images(data, {k: v for k, v in chosen.items() if v is not None}, split(kinds), reporter)
+    images = load()
     rows = report.evaluate(rivals, images, against, reporter)
     return Result(report.to_json(images, rows, against), report.to_text(images, rows, against))
+
+
+def _controls(
+    names: list[str], load: Callable[[], ImageSet], budgets: list[Budget], seed: int, reporter: Reporter
+) -> Result:
+    from .. import checkpoint
+    from ..evaluate import controls
+
+    if len(names) != 1:
+        raise UsageError("--controls is about one network", "give --model once")
+    folder = checkpoint.find(names[0])
+    found = checkpoint.load(folder)
+    if not found.learned_paths:
+        raise UsageError(f"{names[0]} has not learned to choose paths", "train it with --stages 1,2,3")
+    prior, images = controls.stored_prior(folder, found), load()
+    rows = controls.controls(found, images, budgets, prior, seed, reporter)
+    return Result(controls.to_json(images, rows), controls.to_text(images, rows))
 
 
 def _images(data: str, numbers: dict[str, int], kinds: list[str], reporter: Reporter) -> ImageSet:
@@ -69,5 +96,5 @@ def _images(data: str, numbers: dict[str, int], kinds: list[str], reporter: Repo
         return held_out_images(kinds=kinds or KINDS, reporter=reporter, **numbers)
     if numbers or kinds:
         options = ", ".join(f"--{name}" for name in [*numbers, *["kinds"] * bool(kinds)])
-        raise UsageError(f"{options} belongs to --data {HELD_OUT}", f"leave it out, or score on {HELD_OUT}")
+        raise UsageError(f"{options} only works with --data {HELD_OUT}", f"leave it out, or score on {HELD_OUT}")
     return images_of(data)
