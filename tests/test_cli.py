@@ -134,7 +134,7 @@ def test_eval_on_held_out_composites_puts_models_and_baselines_in_one_table(pam:
 def test_eval_refuses_what_does_not_belong_together(pam: Any, tmp_path: Path) -> None:
     picture_files(tmp_path)
     assert (
-        "--size, --kinds belongs to --data held-out"
+        "--size, --kinds only works with --data held-out"
         in pam("eval", "--data", tmp_path, "--size", 64, "--kinds", "fur").err
     )
     assert "moss is no kind of matte" in pam("eval", "--data", "held-out", "--kinds", "moss").err

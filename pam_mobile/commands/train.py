@@ -20,7 +20,7 @@ from .common import Result, Terminated, split, verb
 def train(
     reporter: Reporter,
     out: Annotated[Path, typer.Option(help="The run folder.")],
-    preset: Annotated[str, typer.Option(help="full, phone or tiny.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="full, phone, phone-wide or tiny.")] = "tiny",
     stages: Annotated[
         str, typer.Option(help="Stages to run: 1 whole network, 2 random paths, 3 path learning.")
     ] = "1,2,3",
