@@ -142,6 +142,19 @@ def test_eval_refuses_what_does_not_belong_together(pam: Any, tmp_path: Path) ->
     assert "baseline 'zero' is not known" in pam("eval", "--data", tmp_path, "--baselines", "zero").err
 
 
+def test_eval_says_how_to_install_what_a_baseline_needs(
+    pam: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture_files(tmp_path)
+    monkeypatch.setitem(sys.modules, "pymatting", None)
+    answer = pam("eval", "--data", tmp_path, "--baselines", "half,knn")
+    assert (answer.code, answer.out) == (4, "")
+    assert answer.err.splitlines() == [
+        "error: baseline knn needs PyMatting, which is not installed",
+        "  pip install 'pam-mobile[baselines]'",
+    ]
+
+
 def test_info_of_presets_prior_and_model(pam: Any, run_folder: Path) -> None:
     assert {row["preset"] for row in pam("info", "--json").json["presets"]} >= {"full", "phone", "tiny", "tiny+prior"}
     assert "no parameters" in pam("info", "prior").out
