@@ -14,12 +14,14 @@ from . import __version__, tensorfile
 from .errors import InputError, IntegrityError, PamError
 from .files import read_sealed_json, write_sealed_json
 from .model.presets import Preset
-from .model.supernet import Supernet
+from .model.supernet import Supernet, chooses
 from .path import Path
 from .pathtable import MeasuredPath, PathTable
 from .tensorfile import Layout, layout_of, require_layout
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+WITHOUT_CHOICE = 1
+"""The version before networks could learn to choose: what chooses was there, untrained and of another form."""
 WEIGHTS = "model.safetensors"
 DOCUMENT = "checkpoint.json"
 REMEDY = "train it again, or copy the run folder again from where it came"
@@ -66,9 +68,10 @@ def load(folder: FilePath) -> Checkpoint:
     Raises InputError if it is missing or of another kind, IntegrityError if it is damaged.
     """
     document = read_sealed_json(folder / DOCUMENT, REMEDY)
-    if document.get("schema_version") != SCHEMA_VERSION:
+    version = document.get("schema_version")
+    if version not in (WITHOUT_CHOICE, SCHEMA_VERSION):
         raise InputError(
-            f"{folder / DOCUMENT} has schema version {document.get('schema_version')}, this pam-mobile reads {SCHEMA_VERSION}",
+            f"{folder / DOCUMENT} has schema version {version}, this pam-mobile reads {SCHEMA_VERSION}",
             "upgrade: pip install -U pam-mobile",
         )
     try:
@@ -78,10 +81,16 @@ def load(folder: FilePath) -> Checkpoint:
     except (ClassValidationError, KeyError, TypeError, ValueError, PamError) as error:
         raise InputError(f"{folder / DOCUMENT} is not a checkpoint's document", REMEDY) from error
     weights = folder / WEIGHTS
-    layout = tensorfile.read_layout(weights, digest, REMEDY)
-    require_layout(layout, network_layout(preset), weights, f"a {preset.label} network")
-    supernet = Supernet(preset)
-    supernet.load_state_dict(tensorfile.read(weights))
+    layout, wanted = tensorfile.read_layout(weights, digest, REMEDY), network_layout(preset)
+    kept = [name for name in wanted if version == SCHEMA_VERSION or not chooses(name)]
+    if version == WITHOUT_CHOICE:
+        layout = {name: kind for name, kind in layout.items() if not chooses(name)}
+    require_layout(layout, {name: wanted[name] for name in kept}, weights, f"a {preset.label} network")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for what the file does not hold
+        supernet = Supernet(preset)
+    state = tensorfile.read(weights)
+    supernet.load_state_dict(supernet.state_dict() | {name: state[name] for name in kept})
     if not paths.measured:
         paths = PathTable([MeasuredPath(Path.all_bypass(len(preset.units)), 0.0)])
     return Checkpoint(supernet.eval(), paths, document)

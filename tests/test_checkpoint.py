@@ -20,7 +20,7 @@ from pam_mobile.checkpoint import DOCUMENT, WEIGHTS, find, load, network_layout,
 from pam_mobile.errors import InputError, IntegrityError, PartialFailureError, SetupError
 from pam_mobile.files import sha256, write_sealed_json
 from pam_mobile.model.presets import Preset, preset
-from pam_mobile.model.supernet import Supernet
+from pam_mobile.model.supernet import Supernet, chooses
 from pam_mobile.path import Path
 from pam_mobile.pathtable import MeasuredPath, PathTable
 from pam_mobile.tensorfile import layout_of, require_layout
@@ -57,6 +57,25 @@ def folder(saved: tuple[FilePath, Supernet], tmp_path: FilePath) -> FilePath:
 
 def _document(folder: FilePath) -> dict:
     return json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
+
+
+def test_a_checkpoint_from_before_networks_could_choose_is_read_with_fresh_heads(tmp_path: FilePath) -> None:
+    network = Supernet(preset("tiny"))
+    checkpoint.save(tmp_path, network, PathTable([]), {"stage": 2})
+    old = {name: value for name, value in network.state_dict().items() if not chooses(name)}
+    old["net.encoder.units8.0.head.semantics.weight"] = torch.zeros(64, 64)
+    digest = tensorfile.write(tmp_path / checkpoint.WEIGHTS, old)
+    document = _document(tmp_path) | {"schema_version": 1, "weights": {"file": checkpoint.WEIGHTS, "sha256": digest}}
+    write_sealed_json(tmp_path / checkpoint.DOCUMENT, document)
+    first, second = checkpoint.load(tmp_path), checkpoint.load(tmp_path)
+    for name, value in first.supernet.state_dict().items():
+        assert torch.equal(value, second.supernet.state_dict()[name])
+        assert chooses(name) or torch.equal(value, old[name])
+    del old["net.encoder.stem.0.weight"]
+    document["weights"]["sha256"] = tensorfile.write(tmp_path / checkpoint.WEIGHTS, old)
+    write_sealed_json(tmp_path / checkpoint.DOCUMENT, document)
+    with pytest.raises(InputError, match=r"stem\.0\.weight is missing"):
+        checkpoint.load(tmp_path)
 
 
 def test_a_checkpoint_comes_back_exactly(saved: tuple[FilePath, Supernet]) -> None:
@@ -128,7 +147,7 @@ def test_a_missing_file_is_named(folder: FilePath, file: str) -> None:
 
 def test_a_document_of_a_newer_version_says_upgrade(folder: FilePath) -> None:
     write_sealed_json(folder / DOCUMENT, {**_document(folder), "schema_version": checkpoint.SCHEMA_VERSION + 1})
-    with pytest.raises(InputError, match="schema version 2, this pam-mobile reads 1") as caught:
+    with pytest.raises(InputError, match="schema version 3, this pam-mobile reads 2") as caught:
         load(folder)
     assert "upgrade" in caught.value.hint
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -94,6 +95,11 @@ class Supernet(nn.Module):
             return unit(x, next(decisions))
 
         return self.net(image, trimap, step), paths
+
+
+def chooses(name: str) -> bool:
+    """Whether a tensor of the supernet belongs to what chooses the path: the budget embedding or a head."""
+    return re.match(r"(embedding|planning)\.|net\.\w+\.units\d+\.\d+\.head\.", name) is not None
 
 
 def margin(logits: Tensor) -> Tensor:

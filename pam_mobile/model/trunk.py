@@ -6,6 +6,7 @@ What a unit does is handed in: the supernet passes units that may be bypassed, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,17 @@ def known_masks(trimap: Tensor) -> tuple[Tensor, Tensor]:
     return fg, bg
 
 
+class Inputs(NamedTuple):
+    """What the network sees of image and trimap, (N, ..., H, W) each."""
+
+    x: Tensor
+    """RGB, one-hot trimap, and the prior's maps if there is one."""
+    unknown: Tensor
+    fg: Tensor
+    guess: Tensor | None
+    """The prior's alpha, which the network corrects."""
+
+
 class MattingNet(nn.Module):
     """Image and trimap to alpha, with whatever units it was given."""
 
@@ -109,20 +121,27 @@ class MattingNet(nn.Module):
 
         Returns alpha (N, 1, H, W) in [0, 1], known pixels exactly 0 or 1. In training, pixels beyond the range keep their gradient.
         """
+        inputs = self.inputs(image, trimap)
+        return self.decode(self.encoder(inputs.x, step), inputs, step)
+
+    def inputs(self, image: Tensor, trimap: Tensor) -> Inputs:
         fg, bg = known_masks(trimap)
         unknown = 1 - fg - bg
         x = torch.cat([image, bg, unknown, fg], 1)
         if self.prior is None:
-            alpha = self.decoder(self.encoder(x, step), x, step)
-        else:
-            guess = self.prior(image, fg, bg)
-            x = same_layout(torch.cat([x, guess], 1), image)
-            alpha = guess[:, 1:2] + self.decoder(self.encoder(x, step), x, step)
+            return Inputs(x, unknown, fg, None)
+        guess = self.prior(image, fg, bg)
+        return Inputs(same_layout(torch.cat([x, guess], 1), image), unknown, fg, guess[:, 1:2])
+
+    def decode(self, features: tuple[Tensor, ...], inputs: Inputs, step: Step) -> Tensor:
+        alpha = self.decoder(features, inputs.x, step)
+        if inputs.guess is not None:
+            alpha = inputs.guess + alpha
         clamped = alpha.clamp(0.0, 1.0)
         if self.training:
             # Straight-through: being beyond 0 where alpha is 0 costs nothing, being there where it is 1 can be unlearned.
             clamped = alpha + (clamped - alpha).detach()
-        return clamped * unknown + fg
+        return clamped * inputs.unknown + inputs.fg
 
     def unit_lists(self) -> tuple[nn.ModuleList, ...]:
         """The units' places, in the order of execution."""

@@ -28,7 +28,7 @@ from ..data.compose import Batch
 from ..errors import InterruptedRunError, PartialFailureError, UsageError
 from ..files import LOCK, UNFINISHED, locked, remove_unfinished, write_bytes, write_sealed_json
 from ..model.presets import preset
-from ..model.supernet import Supernet
+from ..model.supernet import Supernet, chooses
 from ..path import Path, PathSpace
 from ..pathtable import PathTable
 from ..reporter import Reporter, Silent
@@ -428,9 +428,8 @@ def learning_rate(plan: Stage, step: int, warmup: int) -> float:
 
 def _parameter_groups(network: Supernet) -> tuple[list[nn.Parameter], ...]:
     """Weights, biases and norms of the network, and the same of what chooses its path."""
-    choosing = nn.ModuleList([network.embedding, network.planning, *(unit.head for unit in network.units)])
-    heads = set(choosing.parameters())
-    parts = [p for p in network.parameters() if p not in heads], list(choosing.parameters())
+    named = list(network.named_parameters())
+    parts = [[p for name, p in named if chooses(name) == choosing] for choosing in (False, True)]
     return tuple([p for p in part if (p.dim() > 1) == weights] for part in parts for weights in (True, False))
 
 

@@ -13,6 +13,7 @@ from ..cost import CostTable
 from ..data.compose import Batch
 from ..model.selection import gumbel_one_hot
 from ..model.supernet import Supernet
+from ..model.trunk import Inputs
 from ..model.unit import Unit
 from ..path import Path
 from .losses import unknown_mask
@@ -82,12 +83,52 @@ def sample(network: Supernet, batch: Batch, wish: Tensor, rng: np.random.Generat
 
 @torch.no_grad()
 def path_errors(network: Supernet, batch: Batch, paths: Sequence[Sequence[Path]]) -> list[list[float]]:
-    """Mean |error| over the unknown pixels of every image on every one of its paths."""
-    rows = torch.tensor([i for i, own in enumerate(paths) for _ in own], device=batch.image.device)
-    alpha = network(batch.image[rows], batch.trimap[rows], path=[path for own in paths for path in own])
+    """Mean |error| over the unknown pixels of every image on every one of its paths.
+
+    What the paths of an image share is computed once, up to the end of the encoder; the decoder runs once per path.
+    """
+    net, tree = network.net, _Tree(paths)
+    inputs = net.inputs(batch.image, batch.trimap)
+    features = net.encoder(inputs.x, tree.step)
+    rows = tree.image
+    decisions = iter(list(zip(*tree.paths, strict=True))[tree.depth :])
+    guess = None if inputs.guess is None else inputs.guess[rows]
+    spread = Inputs(inputs.x[rows], inputs.unknown[rows], inputs.fg[rows], guess)
+    alpha = net.decode(tuple(tree.spread(f) for f in features), spread, lambda unit, x: unit(x, next(decisions)))
     mask = unknown_mask(batch.trimap)[rows]
     scores = iter(((alpha.float() - batch.alpha[rows]).abs() * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1))
     return [[float(next(scores)) for _ in own] for own in paths]
+
+
+class _Tree:
+    """The prefixes of several paths per image: one row of features for each that differs."""
+
+    def __init__(self, paths: Sequence[Sequence[Path]]) -> None:
+        self.paths = [path for own in paths for path in own]
+        self.image = torch.tensor([i for i, own in enumerate(paths) for _ in own])
+        self.depth = 0
+        self.node = self.image.tolist()
+        """Of every path: the row of its prefix."""
+        self.nodes = len(paths)
+        self.rows = {self.nodes: self.image}
+        """Of every number of rows that there was: which of them each path had. Rows only become more, so the number says when."""
+
+    def step(self, unit: nn.Module, x: Tensor) -> Tensor:
+        """Run a unit on every prefix, after splitting those whose paths part here."""
+        keys = [(node, path.bits[self.depth]) for node, path in zip(self.node, self.paths, strict=True)]
+        distinct = list(dict.fromkeys(keys))
+        place = {key: row for row, key in enumerate(distinct)}
+        self.node = [place[key] for key in keys]
+        self.depth += 1
+        if len(distinct) > self.nodes:
+            x = x[torch.tensor([node for node, _ in distinct])]
+            self.nodes = len(distinct)
+        self.rows[self.nodes] = torch.tensor(self.node)
+        return cast(Tensor, unit(x, [bit for _, bit in distinct]))
+
+    def spread(self, features: Tensor) -> Tensor:
+        """A row per path."""
+        return features[self.rows[len(features)]]
 
 
 def find_labels(
