@@ -87,7 +87,8 @@ def locked(folder: FilePath) -> Iterator[None]:
         _take(handle, folder)
         yield
     finally:
-        os.close(handle)
+        with suppress(OSError):
+            os.close(handle)
 
 
 def _take(handle: int, folder: FilePath) -> None:
