@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from .data.shards import in_shard, read_member
 from .data.trimap import UNKNOWN, quantise_trimap
 from .errors import InputError, UsageError
 from .files import write_bytes
@@ -230,6 +231,8 @@ def _read(path: FilePath) -> _Raster:
 
 
 def _read_bytes(path: FilePath, most: int = -1) -> bytes:
+    if in_shard(path):
+        return read_member(path, most)
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an image", "name one image file")
     try:

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..imageio import read_grey, read_photo, read_trimap, to_integers
 from .folders import images_by_stem, missing_partner, partners
 from .layouts import Place, expand, find_layout
+from .shards import INDEX, Sample, read_shards, write_shards
 from .trimap import UNKNOWN, trimap_from_alpha
 
 
@@ -91,11 +92,54 @@ class DataSet:
         return list(images_by_stem(*self.backgrounds).values()) if self.backgrounds else []
 
 
+@dataclass(frozen=True)
+class Packed(DataSet):
+    """A data set in tar shards."""
+
+    def cutouts(self) -> list[Cutout]:
+        found = []
+        for sample in read_shards(self.root)["train"]:
+            photo = "image" in sample.files
+            image = sample.files["image" if photo else "fg"]
+            found.append(Cutout(image, sample.files.get("alpha", image), photo))
+        return found
+
+    def triples(self) -> list[Triple]:
+        return [
+            Triple(sample.source, sample.files["image"], sample.files.get("trimap"), sample.files["alpha"])
+            for sample in read_shards(self.root)["test"]
+        ]
+
+    def background_files(self) -> list[FilePath]:
+        return [sample.files["bg"] for sample in read_shards(self.root)["backgrounds"]]
+
+
+def pack(data: DataSet, out: FilePath, largest: int) -> dict[str, int]:
+    """Write a data set as shards of at most `largest` bytes (data/shards.py); returns the number of samples by split.
+
+    Raises UsageError if `out` is not empty, InputError for unreadable files.
+    """
+
+    def sample(**files: FilePath | None) -> Sample:
+        present = {role: path for role, path in files.items() if path}
+        return Sample(next(iter(present.values())).relative_to(data.root).as_posix(), present)
+
+    train = [
+        sample(**{"image" if c.photo else "fg": c.image}, alpha=c.alpha if c.alpha != c.image else None)
+        for c in data.cutouts()
+    ]
+    test = [sample(image=t.image, alpha=t.alpha, trimap=t.trimap) for t in data.triples()]
+    backgrounds = [sample(bg=path) for path in data.background_files()]
+    return write_shards(out, {"train": train, "test": test, "backgrounds": backgrounds}, data.layout, largest)
+
+
 def open_dataset(spec: str) -> DataSet:
     """The data set of `ROOT`, or `NAME:ROOT` where the folder alone does not say what it is.
 
     Raises InputError if the root is no folder, or its layout is unknown or ambiguous.
     """
+    if (FilePath(spec) / INDEX).is_file():
+        return Packed("shards", FilePath(spec), (), (), ())
     layout, root = find_layout(spec)
     train = [
         ForegroundSet(images, tuple(_nearest(root, place.alpha, images)), place is layout.photos)
@@ -128,11 +172,11 @@ def image_trimap_alpha(spec: str | FilePath) -> list[Triple]:
     Raises InputError as `open_dataset` does, if there is no test split, and naming the first missing partner.
     """
     data = open_dataset(str(spec))
-    if not data.test:
+    triples = data.triples()
+    if not triples:
         raise InputError(
             f"{data.root} ({data.layout}) has no images to evaluate on", "give a folder with image/, alpha/ and trimap/"
         )
-    triples = data.triples()
     for triple in triples:
         for file in (triple.trimap, triple.alpha):
             if file and (fault := missing_partner(triple.image, file)):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 from ..errors import InputError
+from .shards import in_shard
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _COMPOSITE = re.compile(r"_\d+$")
@@ -48,6 +49,6 @@ def partners(images: dict[str, FilePath], folders: Sequence[FilePath]) -> list[F
 
 def missing_partner(image: FilePath, partner: FilePath) -> InputError | None:
     """The error for an image whose partner is not there, None if it is."""
-    if partner.exists():
+    if partner.exists() or in_shard(partner):
         return None
     return InputError(f"{image} has no partner in {partner.parent}", f"add {partner}, or remove {image.name}")

@@ -60,7 +60,7 @@ def own_files(data: Data) -> tuple[list[Cutout], list[FilePath]]:
 
 
 def _only_test(dataset: DataSet) -> str:
-    return f"evaluate on it: pam-mobile eval --data {dataset.root}" if dataset.test else "give another data set"
+    return f"evaluate on it: pam-mobile eval --data {dataset.root}" if dataset.triples() else "give another data set"
 
 
 def _own(count: int, procedural: float) -> int:
