@@ -31,7 +31,7 @@ from pam_mobile.errors import PamError
 from pam_mobile.files import read_sealed_json
 from pam_mobile.model.presets import PRESETS
 from pam_mobile.reporter import Silent
-from pam_mobile.train import engine, stages, validate
+from pam_mobile.train import engine, processes, stages, validate
 from pam_mobile.train.engine import Trainer
 from pam_mobile.train.log import RunLog
 from pam_mobile.train.runstate import RunState
@@ -123,6 +123,7 @@ def _run(job: dict[str, Any]) -> int:
     torch.set_num_threads(job.get("threads", 1))
     engine.preset = lambda name, prior: MICRO  # type: ignore[assignment]
     validate.PROPOSALS = 2
+    processes.STEP_SECONDS = job.get("step_seconds", processes.STEP_SECONDS)
     RunLog.plot = lambda self, reporter: None  # type: ignore[method-assign]
     plans = {k: Stage(**v) if isinstance(v, dict) else v for k, v in job.get("config", {}).items()}
     config = replace(RUN, **{k: tuple(v) if k == "stages" else v for k, v in plans.items()})
@@ -167,7 +168,8 @@ def _die_in(plant: dict[str, Any]) -> None:
         return
     owner, name = {
         "forward": (engine.WholeNetwork, "__call__"),
-        "all-reduce": (engine.Processes, "sum"),
+        "all-reduce": (processes.Processes, "sum"),
+        "wait": (processes.Processes, "wait"),
         "save": (RunState, "save"),
         "step": (Trainer, "_step"),
     }[plant["place"]]
@@ -225,7 +227,12 @@ def _forget(plant: dict[str, Any]) -> None:
     Trainer._load_state = forgetful  # type: ignore[method-assign]
 
 
-PLANTS = {"die": _die_in, "not finite": _not_finite, "forget": _forget}
+def _deaf(plant: dict[str, Any]) -> None:
+    """A planted bug: every process keeps its own gradients."""
+    processes.Processes.sum = lambda self, values: None  # type: ignore[method-assign]
+
+
+PLANTS = {"deaf": _deaf, "die": _die_in, "not finite": _not_finite, "forget": _forget}
 
 if __name__ == "__main__":
     main()
