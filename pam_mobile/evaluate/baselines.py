@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 
 import numpy as np
 
@@ -50,7 +52,8 @@ def _classical(name: str) -> Callable[[Sample], Answer]:
         if not {0.0, 1.0} <= set(np.unique(levels)):
             return Answer(_half(sample), defaulted=True)
         try:
-            alpha = solve(sample.photo.astype(np.float64), levels)
+            with redirect_stdout(io.StringIO()):  # PyMatting prints its warnings where --json promises nothing else
+                alpha = solve(sample.photo.astype(np.float64), levels)
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise InputError(

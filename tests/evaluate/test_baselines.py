@@ -25,6 +25,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, np.ndarray, np.ndar
     def solver(name: str) -> object:
         def solve(image: np.ndarray, trimap: np.ndarray) -> np.ndarray:
             calls.append((name, image, trimap))
+            sys.stdout.write("PERFORMANCE WARNING\n")
             alpha = np.full(trimap.shape, 0.25)
             alpha[0, 0] = 1.0 + 1e-6
             return alpha
@@ -46,7 +47,7 @@ def _sample(levels: tuple[int, ...] = (0, 128, 255)) -> Sample:
 
 @pytest.mark.parametrize(("name", "solver"), [("closed-form", "estimate_alpha_cf"), ("knn", "estimate_alpha_knn")])
 def test_pymatting_gets_doubles_and_exact_levels(
-    fake: list[tuple[str, np.ndarray, np.ndarray]], name: str, solver: str
+    fake: list[tuple[str, np.ndarray, np.ndarray]], name: str, solver: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sample = _sample()
     answer = baselines([name])[0].answer(sample)
@@ -58,6 +59,7 @@ def test_pymatting_gets_doubles_and_exact_levels(
     assert answer.alpha[0, 0] == 1
     assert (answer.alpha.ravel()[1:] == 0.25).all()
     assert (answer.macs, answer.defaulted) == (None, False)
+    assert capsys.readouterr().out == "", "what PyMatting prints is none of the verb's answer"
 
 
 @pytest.mark.parametrize("levels", [(0, 128), (128, 255), (128,)])
