@@ -23,7 +23,7 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Report details, 
 
 
 class Result(NamedTuple):
-    """What a verb answers: a JSON document, and the same as text."""
+    """What a verb answers: a JSON document, and the same as text. No text: another process answers."""
 
     document: dict[str, Any]
     text: str
@@ -57,7 +57,8 @@ def verb(function: Callable[..., Result]) -> Callable[..., int]:
             return fail(
                 1, f"internal error: {type(error).__name__}: {error}", "run again with -v for the traceback", as_json
             )
-        sys.stdout.write((json.dumps(result.document, indent=2) if as_json else result.text).rstrip() + "\n")
+        if result.text:
+            sys.stdout.write((json.dumps(result.document, indent=2) if as_json else result.text).rstrip() + "\n")
         return result.code
 
     hints = get_type_hints(function, include_extras=True)

@@ -64,6 +64,8 @@ def train(
     except (KeyboardInterrupt, Terminated) as end:
         code = 130 if isinstance(end, KeyboardInterrupt) else 143
         raise InterruptedRunError("interrupted; what was saved before is kept", _continuation(), code) from end
+    if os.environ.get("RANK", "0") != "0":
+        return Result({}, "")
     text = (
         f"trained: {folder}\n\nnext:\n"
         f"  pam-mobile info {out}\n"
