@@ -10,7 +10,7 @@ import torch
 from cattrs import structure
 from cattrs.errors import ClassValidationError
 
-from . import __version__, tensorfile
+from . import __version__, models, tensorfile
 from .errors import InputError, IntegrityError, PamError
 from .files import read_sealed_json, write_sealed_json
 from .model.presets import Preset
@@ -45,17 +45,22 @@ class Checkpoint:
         return bool(self.document.get("stage") == 3)
 
 
-def save(folder: FilePath, supernet: Supernet, paths: PathTable, facts: dict[str, Any]) -> None:
+def save(folder: FilePath, supernet: Supernet, paths: PathTable, facts: dict[str, Any], half: bool = False) -> None:
     """Write a checkpoint; the document comes last, so that a folder without one is not a checkpoint.
+
+    half: store the weights as float16; they are read back as float32.
 
     Raises PartialFailureError, and writes nothing, if a weight is not finite.
     """
-    digest = tensorfile.write(folder / WEIGHTS, supernet.state_dict())
+    state = supernet.state_dict()
+    if half:
+        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    digest = tensorfile.write(folder / WEIGHTS, state)
     document = {
         "schema_version": SCHEMA_VERSION,
         "package": {"name": "pam-mobile", "version": __version__},
         "preset": asdict(supernet.preset),
-        "weights": {"file": WEIGHTS, "sha256": digest},
+        "weights": {"file": WEIGHTS, "sha256": digest, "half": half},
         "paths": paths.to_json(),
         **facts,
     }
@@ -77,11 +82,13 @@ def load(folder: FilePath) -> Checkpoint:
     try:
         preset = structure(document["preset"], Preset)
         paths = PathTable.from_json(document["paths"])
-        digest = document["weights"]["sha256"]
+        digest, half = document["weights"]["sha256"], bool(document["weights"].get("half"))
     except (ClassValidationError, KeyError, TypeError, ValueError, PamError) as error:
         raise InputError(f"{folder / DOCUMENT} is not a checkpoint's document", REMEDY) from error
     weights = folder / WEIGHTS
     layout, wanted = tensorfile.read_layout(weights, digest, REMEDY), network_layout(preset)
+    if half:
+        wanted = {n: (torch.float16 if d.is_floating_point else d, shape) for n, (d, shape) in wanted.items()}
     kept = [name for name in wanted if version == SCHEMA_VERSION or not chooses(name)]
     if version == WITHOUT_CHOICE:
         layout = {name: kind for name, kind in layout.items() if not chooses(name)}
@@ -106,17 +113,22 @@ def network_layout(preset: Preset) -> Layout:
 
 
 def find(model: str) -> FilePath:
-    """The checkpoint folder that a MODEL argument means: a run folder (its last finished stage), a checkpoint folder or a file in one.
+    """The checkpoint folder that a MODEL argument means: the name of a shipped model, a run folder (its last finished stage), a
+    checkpoint folder or a file in one.
 
     Raises InputError naming what is accepted.
     """
     place = FilePath(model)
     if place.is_file() and place.name in (WEIGHTS, DOCUMENT):
         return place.parent
+    if model in models.SHIPPED and not place.exists():
+        return models.folder(model)
     for folder in (place, place / "stage3", place / "stage2", place / "stage1"):
         if (folder / DOCUMENT).is_file():
             return folder
-    hint = "give a run folder of `pam-mobile train`, a checkpoint folder, or `prior` for the colour prior without a network"
+    hint = "give a run folder of `pam-mobile train`, a checkpoint folder, " + ", ".join(
+        [*models.SHIPPED, "or `prior` for the colour prior without a network"]
+    )
     if (place / WEIGHTS).is_file():
         raise IntegrityError(f"{place} is incomplete: {DOCUMENT} is missing", REMEDY)
     raise InputError(f"no model found at {model}", hint)

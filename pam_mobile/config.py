@@ -141,6 +141,11 @@ class TrainConfig:
                 f"stages={','.join(map(str, self.stages))} cannot be run",
                 "stages are 1 (whole network), 2 (random paths) and 3 (path learning), in this order",
             )
+        if 3 in self.stages and 2 not in self.stages and not self.init:
+            raise UsageError(
+                f"stages={','.join(map(str, self.stages))} cannot be run: stage 3 needs a network that knows many paths",
+                "run stages 1,2,3, or start from a model of stage 2 with --init",
+            )
 
 
 def _plain(value: Any, kind: type) -> Any:
@@ -201,6 +206,11 @@ def load(path: FilePath) -> TrainConfig:
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a table of settings", "write a YAML file with the settings of TrainConfig")
     return from_dict(values, str(path))
+
+
+def from_yaml(text: str, source: str) -> TrainConfig:
+    """The config of `to_yaml`. Raises InputError naming every fault and where it is."""
+    return from_dict(yaml.safe_load(text), source)
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -94,20 +94,28 @@ def test_whole_numbers_and_text_serve_as_fractions() -> None:
     assert type(config.clip) is float
 
 
-@pytest.mark.parametrize("stages", [(3,), (1, 3), (1, 2, 3), (), (2, 1), (1, 1), (0,)])
+@pytest.mark.parametrize("stages", [(4,), (1, 4), (), (2, 1), (1, 1), (0,)])
 def test_stages_that_cannot_run_are_refused(stages: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="cannot be run") as caught:
         TrainConfig(stages=stages)
     assert "3 (path learning)" in caught.value.hint
 
 
-def test_a_third_stage_is_refused_as_path_learning_wherever_it_is_asked_for(tmp_path: FilePath) -> None:
-    (tmp_path / "a.yaml").write_text("stages: [1, 2, 3]\n")
-    for ask in (lambda: load(tmp_path / "a.yaml"), lambda: override(TrainConfig(), ["stages=[1, 2, 3]"])):
-        with pytest.raises(PamError) as caught:
+@pytest.mark.parametrize("stages", [(3,), (1, 3)])
+def test_path_learning_needs_a_network_of_stage_two_wherever_it_is_asked_for(
+    stages: tuple[int, ...], tmp_path: FilePath
+) -> None:
+    (tmp_path / "a.yaml").write_text(f"stages: {list(stages)}\n")
+    asks = (
+        lambda: TrainConfig(stages=stages),
+        lambda: load(tmp_path / "a.yaml"),
+        lambda: override(TrainConfig(), [f"stages={list(stages)}"]),
+    )
+    for ask in asks:
+        with pytest.raises(PamError, match="needs a network that knows many paths") as caught:
             ask()
-        assert "stages=1,2,3 cannot be run" in caught.value.message
-        assert "path learning" in caught.value.hint
+        assert "--init" in caught.value.hint
+    assert TrainConfig(stages=stages, init="runs/mine").stages == stages
 
 
 @pytest.mark.parametrize("precision", ["fp16", "BF16", "", "float32"])

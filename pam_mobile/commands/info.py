@@ -34,13 +34,15 @@ def info(
 
 def _presets(size: int) -> Result:
     from ..model.presets import PRESETS, preset
+    from ..models import SHIPPED
     from ..tables import markdown_table
 
     rows = [_costs(preset(name, prior), size) for name in PRESETS for prior in (False, True)]
     header = ("preset", "size", "units", "paths", "GMACs smallest", "GMACs largest", "of which prior")
     cells = [(r["preset"], r["size"], r["units"], r["paths"], *(f"{r[k] / 1e9:.3f}" for k in _MACS)) for r in rows]
-    text = markdown_table(header, cells) + "\n\nmodels that need no file: prior (the colour prior without a network)"
-    return Result({"presets": rows, "models": ["prior"]}, text)
+    names = [*SHIPPED, "prior (the colour prior without a network)"]
+    text = f"{markdown_table(header, cells)}\n\nmodels that need no file: {', '.join(names)}"
+    return Result({"presets": rows, "models": [*SHIPPED, "prior"]}, text)
 
 
 BUDGETS = 8

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..models import default
 from ..reporter import Reporter
 from .common import Result, verb
 
@@ -22,7 +23,9 @@ def predict(
     cutout: Annotated[
         Path | None, typer.Option(help="Where to write the cut-out with clean edge colours (RGBA .png).")
     ] = None,
-    model: Annotated[str, typer.Option(help="A run folder, a checkpoint, or `prior`.")] = "prior",
+    model: Annotated[
+        str, typer.Option(help="A run folder, a checkpoint, a shipped model (`pam-mobile info`) or `prior`.")
+    ] = default(),
     budget: Annotated[str | None, typer.Option(help="Upper bound on compute: 4.5G or 80%.")] = None,
     selection: Annotated[str, typer.Option(help="How the path is chosen: auto, fixed, planned or stepwise.")] = "auto",
     bits: Annotated[int | None, typer.Option(help="8 or 16 bits per channel; default: as the photo.")] = None,

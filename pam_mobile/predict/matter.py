@@ -178,11 +178,6 @@ def choose_device(wish: str) -> torch.device:
     return torch.device(wish)
 
 
-def known_names() -> dict[str, str]:
-    """The model names that need no file, and what they are."""
-    return {PRIOR: "local-Gaussian colour prior, no network, no weights"}
-
-
 def _photo(image: Picture) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         return read_photo(image).pixels

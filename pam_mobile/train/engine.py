@@ -223,10 +223,7 @@ class Trainer:
         if stage < 3:
             return (WholeNetwork, RandomPaths)[stage - 1](self.space, LossWeights())
         start = self._before(stage)
-        if start is None:
-            raise UsageError(
-                "stage 3 needs a network that knows many paths", "train stages 1,2,3, or give --init MODEL"
-            )
+        assert start is not None, "TrainConfig saw to it"
         teacher = start.supernet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         held_out = replace(self.config.held_out, composites=self.config.paths.prior_images)
         voters = held_out_composites(held_out, self.config.data.kinds, VOTES, self.device, self.reporter)

@@ -1,0 +1,28 @@
+"""Models that come with the package: trained weights, their path prior and a card, in assets/models."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+from .errors import IntegrityError
+from .files import SEAL, read_sealed_json
+
+FOLDER = FilePath(__file__).parent / "assets" / "models"
+SHIPPED: dict[str, str] = {}
+"""Name to the hash of its document, which names the hashes of its other files."""
+CARD = "card.md"
+REMEDY = "install pam-mobile again"
+
+
+def default() -> str:
+    """What `predict` takes when no model is named."""
+    return next(iter(SHIPPED), "prior")
+
+
+def folder(name: str) -> FilePath:
+    """The checkpoint folder of a shipped model. Raises IntegrityError if it is not the one that was released, KeyError if none is."""
+    seal = SHIPPED[name]
+    found = FOLDER / name
+    if read_sealed_json(found / "checkpoint.json", REMEDY)[SEAL] != seal:
+        raise IntegrityError(f"{found} is not the released {name}", REMEDY)
+    return found

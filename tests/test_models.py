@@ -1,0 +1,74 @@
+"""Models that come with the package: pinned, loadable, and made by a command that measures what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path as FilePath
+
+import pytest
+import torch
+
+from pam_mobile import checkpoint, models
+from pam_mobile.errors import IntegrityError
+from pam_mobile.files import SEAL, read_sealed_json, write_sealed_json
+from pam_mobile.predict import Matter
+from pam_mobile.release import release
+from pam_mobile.reporter import Silent
+
+
+@pytest.fixture(scope="module")
+def released(run_folder: FilePath, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
+    return release(run_folder, "mine", 3, 64, ["half", "prior"], Silent(), tmp_path_factory.mktemp("models"))
+
+
+def test_the_folder_holds_what_is_pinned_and_nothing_else() -> None:
+    found = {place.name for place in models.FOLDER.iterdir()} if models.FOLDER.exists() else set()
+    assert found == set(models.SHIPPED)
+    for name in models.SHIPPED:
+        assert checkpoint.find(name) == models.FOLDER / name
+        loaded = checkpoint.load(checkpoint.find(name))
+        assert loaded.learned_paths
+        assert name in (models.FOLDER / name / models.CARD).read_text()
+        size = sum(file.stat().st_size for file in (models.FOLDER / name).iterdir())
+        assert size < 15 * 2**20
+
+
+def test_a_release_is_the_run_in_float16_with_a_card_of_measured_figures(
+    released: FilePath, run_folder: FilePath
+) -> None:
+    before, after = checkpoint.load(run_folder / "stage3"), checkpoint.load(released)
+    assert after.document["weights"]["half"]
+    for name, value in before.supernet.state_dict().items():
+        expected = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(after.supernet.state_dict()[name], expected)
+    assert after.document["training"] == before.document["training"]
+    assert after.learned_paths
+    card = (released / models.CARD).read_text()
+    assert after.document["weights"]["sha256"] in card
+    assert "Does it adapt to the image?" in card
+    assert "| prior" in card
+    halved = (released / checkpoint.WEIGHTS).stat().st_size / (
+        run_folder / "stage3" / checkpoint.WEIGHTS
+    ).stat().st_size
+    assert 0.45 < halved < 0.6
+
+
+def test_a_shipped_model_is_found_by_name_and_refused_when_changed(
+    released: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = read_sealed_json(released / checkpoint.DOCUMENT, "")[SEAL]
+    monkeypatch.setattr(models, "FOLDER", released.parent)
+    monkeypatch.setattr(models, "SHIPPED", {"mine": seal})
+    assert models.default() == "mine"
+    assert Matter.load("mine", "cpu").selection == "planned"
+    document = json.loads((released / checkpoint.DOCUMENT).read_text())
+    original = (released / checkpoint.DOCUMENT).read_bytes()
+    write_sealed_json(released / checkpoint.DOCUMENT, {k: v for k, v in document.items() if k != SEAL} | {"stage": 2})
+    with pytest.raises(IntegrityError, match="is not the released mine"):
+        checkpoint.find("mine")
+    (released / checkpoint.DOCUMENT).write_bytes(original)
+
+
+def test_without_a_shipped_model_the_prior_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "SHIPPED", {})
+    assert models.default() == "prior"
