@@ -235,6 +235,8 @@ def _read_bytes(path: FilePath, most: int = -1) -> bytes:
         return read_member(path, most)
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an image", "name one image file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a device or a pipe, not an image", "name one image file")
     try:
         with path.open("rb") as file:
             data = file.read(most)
