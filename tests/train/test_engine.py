@@ -52,7 +52,7 @@ class Stop(BaseException):
     pass
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5, 7, 8, 11])
+@pytest.mark.parametrize("stop_after", [5, 11])
 def test_resume_continues_exactly(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
