@@ -78,7 +78,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class PathLearningSettings:
-    """Stage 3. The last three are the paper's ablations; see also `stages` and the presets."""
+    """Stage 3. `distillation_weight=0`, `uniform_prior` and `gumbel_only` are ablations of the paper, as is `connect=false`."""
 
     candidates: int = 4
     """Paths drawn from the prior per image (K)."""
@@ -104,6 +104,8 @@ class TrainConfig:
     preset: str = "tiny"
     prior: bool = True
     """Start from the local-Gaussian colour prior."""
+    connect: bool = True
+    """False: bypassed units run nothing instead of their connect layer (the paper's ablation of naive skips)."""
     stages: tuple[int, ...] = (1, 2, 3)
     init: str = ""
     """A model to start from instead of fresh weights."""

@@ -161,7 +161,7 @@ def _table(preset: Preset, height: int, width: int) -> CostTable:
         width=width,
         base=base + prior,
         run=tuple(u.blocks * _block(preset, u, pixels[u.stride]) for u in preset.units),
-        bypass=tuple(connect_macs(u.channels, pixels[u.stride]) for u in preset.units),
+        bypass=tuple(preset.connect * connect_macs(u.channels, pixels[u.stride]) for u in preset.units),
         selection=sum(head_macs(unit.channels) for unit in preset.units),
         planning=planning_macs(preset.units[0].channels, len(preset.units)),
         prior=prior,

@@ -276,6 +276,18 @@ def test_the_cost_of_large_images_is_what_runs_on_meta_tensors(
     assert_exact({path: count_flops(lambda: subnet(*inputs))}, table)
 
 
+@pytest.mark.parametrize("number", [0, 0b1, 0b1001110, 0b111111111])
+def test_naive_skips_cost_nothing(number: int) -> None:
+    with torch.device("meta"):
+        net = Supernet(preset("tiny", connect=False)).eval()
+    path, inputs = _path(number, 9), _inputs(64, 96, device="meta")
+    table = CostTable.of(net.preset, 64, 96)
+    assert set(table.bypass) == {0}
+    assert_exact({path: count_flops(lambda: net(*inputs, path=path))}, table)
+    subnet = extract(net, path)
+    assert_exact({path: count_flops(lambda: subnet(*inputs))}, table)
+
+
 WIDE_SIZES = [(512, 512), (96, 160), (771, 500)]
 
 

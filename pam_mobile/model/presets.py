@@ -65,6 +65,8 @@ class Preset:
     """Kernel of the convolutions that take in the skips at strides 2 and 1."""
     tail_units: tuple[int, int] = (0, 0)
     """Units of one dense 3x3 block at strides 2 and 1 on the way up."""
+    connect: bool = True
+    """Bypassed units run their connect layer; without, nothing (the paper's ablation of naive skips)."""
 
     @property
     def input_channels(self) -> int:
@@ -86,7 +88,7 @@ class Preset:
 
     @property
     def label(self) -> str:
-        return f"{self.name}+prior" if self.prior else self.name
+        return self.name + "+prior" * self.prior + "+skip" * (not self.connect)
 
 
 PRESETS = {
@@ -155,8 +157,8 @@ PRESETS = {
 }
 
 
-def preset(name: str, prior: bool = False) -> Preset:
+def preset(name: str, prior: bool = False, connect: bool = True) -> Preset:
     """The preset of that name. Raises UsageError naming the known ones."""
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}", f"choose one of {', '.join(PRESETS)}")
-    return replace(PRESETS[name], prior=prior)
+    return replace(PRESETS[name], prior=prior, connect=connect)

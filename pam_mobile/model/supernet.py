@@ -24,7 +24,7 @@ class Supernet(nn.Module):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         self.preset = preset
-        self.net = MattingNet(preset, [Unit(spec, preset.kernel) for spec in preset.units])
+        self.net = MattingNet(preset, [Unit(spec, preset.kernel, preset.connect) for spec in preset.units])
         self.embedding = BudgetEmbedding(preset)
         self.apply(_initialise)
         last = self.net.decoder.head

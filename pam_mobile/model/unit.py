@@ -15,9 +15,9 @@ from .selection import ChannelAttention, SelectionHead
 
 
 class Unit(nn.Module):
-    """Channel attention, then either the blocks (run) or the connect layer (bypass)."""
+    """Channel attention, then either the blocks (run) or the connect layer (bypass); without a connect layer, nothing."""
 
-    def __init__(self, spec: UnitSpec, kernel: int) -> None:
+    def __init__(self, spec: UnitSpec, kernel: int, connect: bool = True) -> None:
         super().__init__()
         self.attention = ChannelAttention(spec.channels)
         self.head = SelectionHead(spec.channels)
@@ -27,7 +27,7 @@ class Unit(nn.Module):
                 for _ in range(spec.blocks)
             )
         )
-        self.connect = Connect(spec.channels)
+        self.connect = Connect(spec.channels) if connect else nn.Identity()
 
     def forward(self, x: Tensor, run: Sequence[bool]) -> Tensor:
         """x: (N, c, H, W); run: one decision for the batch, or one per image."""

@@ -38,7 +38,7 @@ from .batches import Batches
 from .interruption import Interruption
 from .log import RunLog
 from .losses import LossWeights
-from .material import load_bank
+from .material import load_bank, require_same_bank
 from .pathlearning import PathLearning
 from .pathprior import PathPrior, estimate_prior
 from .processes import Processes
@@ -47,7 +47,7 @@ from .shards import Shards
 from .stages import Objective, RandomPaths, WholeNetwork
 from .validate import SELECTION, VOTES, held_out_composites, sads, search_paths
 
-CONFIG, ENVIRONMENT, STATE = "config.yaml", "env.json", "last"
+CONFIG, ENVIRONMENT, BANK, STATE = "config.yaml", "env.json", "bank.json", "last"
 MOST_SKIPPED = 10
 """So many steps in a row without a finite gradient end the training."""
 SLOTS = ("step", "exp_avg", "exp_avg_sq")
@@ -78,7 +78,7 @@ class Trainer:
         self.device = self.processes.device
         self.precision = machine.precision(config.precision)
         torch.manual_seed(config.seed)
-        supernet = Supernet(preset(config.preset, config.prior))
+        supernet = Supernet(preset(config.preset, config.prior, config.connect))
         self.supernet = supernet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = {name: value.clone() for name, value in self.supernet.state_dict().items()}
         reference = supernet.preset.reference
@@ -120,8 +120,9 @@ class Trainer:
         """The first process of every machine makes the bank, the others read what it has kept."""
         if self.processes.local_rank:
             self.processes.wait()
-        bank = load_bank(self.config.data, self.config.seed, self.reporter).to(self.device)
-        self.batches = Batches(self.config, bank)
+        bank = load_bank(self.config.data, self.config.seed, self.reporter)
+        require_same_bank(self.out / BANK, bank, self.processes.first)
+        self.batches = Batches(self.config, bank.to(self.device))
         if not self.processes.local_rank:
             self.processes.wait()
         if self.processes.first:
@@ -158,7 +159,8 @@ class Trainer:
         machine.require_same(self.out / ENVIRONMENT, now, self.reporter)
         for folder in (self.out, self.log.samples, *map(self._folder, self.config.stages)):
             remove_unfinished(folder)
-        done = [stage for stage in self.config.stages if (self._folder(stage) / checkpoint.DOCUMENT).is_file()]
+        finished = [stage for stage in self.config.stages if (self._folder(stage) / checkpoint.DOCUMENT).is_file()]
+        done = [stage for stage in self.config.stages if stage <= max(finished, default=0)]
         state = self.states.newest(self._state_layout, self.reporter)
         if state and state["stage"] in done:
             self.states.clear()

@@ -312,6 +312,14 @@ def test_while_training_a_pixel_beyond_the_range_is_clamped_and_keeps_its_gradie
     assert net.net.decoder.head.bias.grad == alpha.numel()
 
 
+def test_without_connect_layers_a_bypassed_unit_only_refines_its_features() -> None:
+    net = Supernet(preset("tiny", connect=False))
+    assert net.preset.label == "tiny+skip"
+    assert not any("connect" in name for name in net.state_dict())
+    unit, x = net.units[0], torch.rand(2, 64, 8, 8)
+    torch.testing.assert_close(unit(x, [False, False]), unit.attention(x))
+
+
 # Presets
 
 
