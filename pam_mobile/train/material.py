@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path as FilePath
 
 import torch
@@ -12,6 +13,7 @@ from ..data.cutting import background_planes, foreground_patches
 from ..data.datasets import Cutout, DataSet, ForegroundSet, open_dataset
 from ..data.folders import images_by_stem
 from ..errors import InputError, UsageError
+from ..files import read_sealed_json, write_sealed_json
 from ..reporter import Reporter
 
 
@@ -57,6 +59,25 @@ def own_files(data: Data) -> tuple[list[Cutout], list[FilePath]]:
     if data.background_folder:
         backgrounds += images_by_stem(FilePath(data.background_folder)).values()
     return cutouts, backgrounds
+
+
+def require_same_bank(file: FilePath, bank: Bank, first: bool) -> None:
+    """Refuse to continue a run on other images than it began with. The first process writes down what they are.
+
+    Raises InputError if the bank on the CPU is not the one of `file`.
+    """
+    digest = hashlib.sha256()
+    for planes in (bank.patches, bank.backgrounds):
+        digest.update(str(tuple(planes.shape)).encode())
+        digest.update(planes.contiguous().numpy().data)
+    if file.exists():
+        if read_sealed_json(file, "delete the run folder and train again").get("sha256") != digest.hexdigest():
+            raise InputError(
+                f"the images are not those that the run began with ({file})",
+                "put back the files that were changed, added or removed, or train again in another folder",
+            )
+    elif first:
+        write_sealed_json(file, {"sha256": digest.hexdigest()})
 
 
 def _only_test(dataset: DataSet) -> str:

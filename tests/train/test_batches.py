@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import TINY_RUN
+from strategies import TINY_RUN, picture_files
 
+from pam_mobile import checkpoint
 from pam_mobile.config import TrainConfig
 from pam_mobile.data.bank import Bank
 from pam_mobile.data.compose import Composer
 from pam_mobile.data.order import NONE, STYLES, Order
+from pam_mobile.errors import InputError
 from pam_mobile.reporter import Silent
 from pam_mobile.train.batches import Batches
 from pam_mobile.train.engine import Trainer
@@ -68,22 +70,48 @@ def test_batches_of_a_style_repeat_and_differ_between_steps_and_stages(bank: Ban
     assert not any(o.image.shape == first.image.shape and torch.equal(o.image, first.image) for o in others)
 
 
-def test_a_styled_run_trains_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    from pam_mobile import checkpoint
-
-    config = replace(styled("triplet"), stages=(1,))
-    whole = Trainer(config, tmp_path / "whole", Silent()).run()
-    trainer = Trainer(config, tmp_path / "cut", Silent())
+def interrupted(config: TrainConfig, out: Path, at: int) -> None:
+    """A run that ends before a step."""
+    trainer = Trainer(config, out, Silent())
     step = trainer._step
 
     def stop(*args: Any) -> Any:
-        if args[4] == 3:
+        if args[4] == at:
             raise KeyboardInterrupt
         return step(*args)
 
     trainer._step = stop  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
-    resumed = Trainer(config, tmp_path / "cut", Silent()).run(resume=True)
-    a, b = (checkpoint.load(folder).supernet.state_dict() for folder in (whole, resumed))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (checkpoint.load(folder).supernet.state_dict() for folder in (one, other))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_styled_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    config = replace(styled("triplet"), stages=(1,))
+    whole = Trainer(config, tmp_path / "whole", Silent()).run()
+    interrupted(config, tmp_path / "cut", 3)
+    assert same_weights(whole, Trainer(config, tmp_path / "cut", Silent()).run(resume=True))
+
+
+def test_a_run_resumes_to_the_same_weights_after_an_unusable_file_was_removed(tmp_path: Path) -> None:
+    """And refuses to resume on other images."""
+    for index in range(50):
+        picture_files(tmp_path / "set", 70, 80, f"{index:02}")
+    bad, good = (tmp_path / "set" / "image" / f"{name}.png" for name in ("20", "31"))
+    bad.write_bytes(bad.read_bytes()[:2000])
+    data = replace(TINY_RUN.data, patches=60, sets=(str(tmp_path / "set"),))
+    config = replace(TINY_RUN, stages=(1,), data=data)
+    whole = Trainer(config, tmp_path / "whole", Silent()).run()
+    interrupted(config, tmp_path / "cut", 3)
+    bad.unlink()
+    (tmp_path / "set" / "alpha" / "20.png").unlink()
+    kept = good.read_bytes()
+    good.write_bytes((tmp_path / "set" / "trimap" / "31.png").read_bytes())
+    with pytest.raises(InputError, match="not those that the run began with"):
+        Trainer(config, tmp_path / "cut", Silent()).run(resume=True)
+    good.write_bytes(kept)
+    assert same_weights(whole, Trainer(config, tmp_path / "cut", Silent()).run(resume=True))
