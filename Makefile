@@ -4,7 +4,7 @@ HASH := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 READY := .venv/.ready-$(HASH)
 BIN := .venv/bin
 
-.PHONY: quickstart test lint types format bench gpu clean setup
+.PHONY: quickstart test lint types format bench gpu gpu-train clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make lint types   ruff and mypy"
 	@echo "make bench        measure speed on this machine, write export/results/*.csv"
 	@echo "make gpu          check and measure the kernels on an NVIDIA GPU (under 10 minutes, no download)"
+	@echo "make gpu-train    train the preset phone on an NVIDIA GPU in sittings of 9 minutes (FROM=, OUT=, ARGS=)"
 	@echo "make clean        remove the environment and the caches"
 
 setup: $(READY)
@@ -50,6 +51,12 @@ gpu:
 	@p=$(PY); $$p -c 'import torch, triton' 2>/dev/null || p=$(BIN)/python; \
 	$$p -c 'import torch, triton' 2>/dev/null || { echo "make gpu needs a Python with torch and triton: make gpu PY=..."; exit 3; }; \
 	$$p kernels/bench/run.py
+
+# One sitting; FROM is the OUT of the one before. No set-up either. Exit codes: 0 trained, 130 to be continued, 3 no NVIDIA GPU.
+gpu-train:
+	@p=$(PY); $$p -c 'import torch, cattrs' 2>/dev/null || p=$(BIN)/python; \
+	$$p -c 'import torch, cattrs' 2>/dev/null || { echo "make gpu-train needs a Python with torch and cattrs: make gpu-train PY=..."; exit 3; }; \
+	PYTHONPATH=.:kernels:export:$$PYTHONPATH $$p -m pam_mobile.train.pieces --out "$${OUT:-runs/pieces}" $(if $(FROM),--from $(FROM)) -- --preset phone $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

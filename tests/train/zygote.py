@@ -121,7 +121,7 @@ def _run(job: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(job.get("threads", 1))
-    engine.preset = lambda name, prior: MICRO  # type: ignore[assignment]
+    engine.preset = lambda *_: MICRO  # type: ignore[assignment]
     validate.PROPOSALS = 2
     processes.STEP_SECONDS = job.get("step_seconds", processes.STEP_SECONDS)
     RunLog.plot = lambda self, reporter: None  # type: ignore[method-assign]
