@@ -92,7 +92,7 @@ def _distance(windows: Tensor, centre: Tensor) -> Tensor:
 
 def _nearest(distance: Tensor, topk: int) -> Tensor:
     """1 at the `topk` smallest along the last axis, of equal ones the first; 0 elsewhere."""
-    limit = distance.kthvalue(topk, 3, keepdim=True)[0]
+    limit = distance.topk(topk, 3, largest=False)[0][..., -1:]
     nearer, equal = distance < limit, distance == limit
     room = topk - nearer.sum(3, keepdim=True)
     return (nearer | (equal & (equal.cumsum(3, dtype=torch.int16) <= room))).to(distance)
