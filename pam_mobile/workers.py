@@ -7,7 +7,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from .errors import SetupError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,6 +29,7 @@ def in_processes(
     """function(item) of every item, in order, by fresh processes with one thread each.
 
     Items and results are pickled. Whatever goes wrong, Ctrl-C included, no process is left behind and none writes to the terminal.
+    Raises SetupError if one of them is killed.
     """
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare)
@@ -33,6 +37,8 @@ def in_processes(
     try:
         yield from pool.map(function, items, chunksize=chunk)
         finished = True
+    except BrokenProcessPool as error:
+        raise SetupError("a worker process was killed", "free memory, then run the command again") from error
     finally:
         if not finished:
             for process in set(multiprocessing.active_children()) - others:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import pickle
+import signal
 import time
 
 import pytest
 
-from pam_mobile.errors import IntegrityError
+from pam_mobile.errors import IntegrityError, SetupError
 from pam_mobile.workers import in_processes
 
 
@@ -29,6 +31,22 @@ def test_who_stops_listening_ends_all_processes_at_once() -> None:
     assert next(results) is None
     results.close()  # type: ignore[attr-defined]
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("killed_at", [0, 3])
+def test_a_killed_worker_ends_the_work_at_once_and_leaves_nobody(killed_at: int) -> None:
+    start = time.monotonic()
+    with pytest.raises(SetupError, match="a worker process was killed") as caught:
+        list(in_processes(_die_at_zero, list(range(killed_at, killed_at - 8, -1)), 2))
+    assert caught.value.code == 4
+    assert time.monotonic() - start < 30
+    assert multiprocessing.active_children() == []
+
+
+def _die_at_zero(item: int) -> int:
+    if item == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
 
 
 def test_the_errors_of_this_package_keep_their_hint_between_processes() -> None:
