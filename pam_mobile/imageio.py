@@ -13,7 +13,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
@@ -35,8 +35,8 @@ _READABLE = "PNG, JPEG, TIFF, WebP or BMP"
 _GREY_SUFFIXES = (".png", ".tif", ".tiff")
 _RGBA_SUFFIXES = (".png",)
 _PNG_HEADER_BYTES = 33
-_HEAD_BYTES = 2**20
-"""Enough for what comes before the pixels of a PNG or JPEG, a colour profile and a thumbnail included."""
+_HEAD_BYTES = 2**16
+"""Enough for what comes before the pixels of nearly every PNG or JPEG; where it is not, the file is read whole."""
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 0x0102
 _TIFF_SHORT = 3
@@ -108,9 +108,14 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises InputError if the file is missing, a folder, empty, no image or above MAX_PIXELS.
     """
     path = FilePath(path)
-    data = _read_bytes(path, _HEAD_BYTES)
-    if not data.startswith(_SIGNATURES[:2]):  # TIFF and WebP keep no order
-        data = _read_bytes(path)
+    head = _read_bytes(path, _HEAD_BYTES)
+    if head.startswith(_SIGNATURES[:2]):  # TIFF and WebP keep no order
+        with suppress(InputError):
+            return _header(path, head)
+    return _header(path, _read_bytes(path))
+
+
+def _header(path: FilePath, data: bytes) -> Header:
     try:
         with _pillow_on_our_terms():
             image = _open(path, data)

@@ -77,18 +77,20 @@ def _cut(
 ) -> Tensor:
     """`count` views of the items in turn, (count, C, S, S) uint8; of more than `count` items, of as many random ones.
 
-    An unusable file leaves no trace: what is returned is what the other files alone would give. So a run can be resumed
-    after such a file was removed.
+    Headers are checked before any file is decoded. An unusable file leaves no trace: what is returned is what the other
+    files alone would give. So a run can be resumed after such a file was removed.
     """
     found: dict[Item, InputError] = {}
-    new = faults(items, check)
     while True:
+        chosen = _choose([item for item in items if item not in found], count, [*seed, 1])
+        views: list[np.ndarray] = []
+        new = faults(chosen, check)
+        if not new:
+            views, new = _views(chosen, read, view, count, np.random.default_rng(seed), title, reporter)
         for fault in new.values():
             reporter.warn(f"passed over: {fault.message}")
         found |= new
-        tolerate(found, len(items))
-        chosen = _choose([item for item in items if item not in found], count, [*seed, 1])
-        views, new = _views(chosen, read, view, count, np.random.default_rng(seed), title, reporter)
+        tolerate(found, len({*chosen, *found}))
         if not new:
             return torch.from_numpy(np.ascontiguousarray(views))
 

@@ -183,6 +183,28 @@ def test_a_file_that_is_only_skipped_would_leave_a_trace(tmp_path: Path) -> None
     assert not torch.equal(patches(items, 60)[:50], patches(good, 60)[:50])
 
 
+def test_only_what_is_needed_is_looked_at_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many files, the share of unusable ones is that among those that were looked at."""
+    items = cutouts(tmp_path, 120)
+    looked_at: set[str] = set()
+
+    def check(cutout: Cutout) -> None:
+        looked_at.add(cutout.image.stem)
+        check_cutout(cutout)
+
+    monkeypatch.setattr(cutting, "check_cutout", check)
+    made = patches(items, 55)
+    assert len(looked_at) == 55
+    matte_missing(next(item for item in items if item.image.stem in looked_at))
+    again = patches(items, 55)
+    assert again.shape == made.shape
+    assert 55 < len(looked_at) <= 110
+    for item in items[::3]:
+        item.image.unlink()
+    with pytest.raises(InputError, match=r"\d+ of \d+ images cannot be used"):
+        patches(items, 55)
+
+
 @given(st.integers(1, 5000))
 def test_the_rule_of_tolerance(count: int) -> None:
     expected = 0 if count < 50 else 1 if count < 200 else int(count * 0.01)
@@ -215,6 +237,16 @@ def test_the_check_of_a_data_set_names_every_fault_of_its_headers(tmp_path: Path
     for part in ("001.png has no partner", "002.png is 9x9", "003.png is empty", "a.png is not a"):
         assert sum(part in message for message in messages) == 1
     assert len(messages) == 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_header_that_is_far_from_the_start_is_found(tmp_path: Path, suffix: str) -> None:
+    from PIL import Image
+
+    profile = np.random.default_rng(0).bytes(200_000)
+    Image.fromarray(noise()).save(tmp_path / f"a.{suffix}", icc_profile=profile)
+    assert (tmp_path / f"a.{suffix}").stat().st_size > 200_000
+    assert read_header(tmp_path / f"a.{suffix}") == (WIDTH, HEIGHT, False)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])

@@ -75,6 +75,16 @@ def test_batches_of_any_size_read_the_list_without_gap_or_repetition(
     assert order.length == len(order.epoch(0))
 
 
+def test_batches_that_end_with_the_epoch_would_lose_the_counts() -> None:
+    """Negative control: an epoch of 15 triplets read in whole batches of 4, its rest dropped."""
+    order = Order("triplet", 31, 9, (0,))
+    dropped = np.concatenate([order.epoch(e)[: order.length // 4 * 4] for e in range(8)])
+    alone, combined = split(dropped)
+    assert len(alone) != 2 * len(combined)
+    alone, combined = split(order.take(0, 8 * order.length))
+    assert len(alone) == 2 * len(combined)
+
+
 def test_the_order_is_spread_over_the_epoch() -> None:
     """Tuples are not left together, and a batch in the middle holds sources and combinations."""
     rows = Order("triplet", 90, 10, (0,)).epoch(0)
