@@ -237,7 +237,7 @@ class Trainer:
         settings, digest = self.config.paths, start.document["weights"]["sha256"]
         if settings.uniform_prior or settings.gumbel_only:
             return PathPrior.flat(start.preset, self.space)
-        if not (self.out / pathprior.DOCUMENT).exists():
+        if self.processes.first and not (self.out / pathprior.DOCUMENT).exists():
             rng = np.random.default_rng([self.config.seed, 3])
             prior = estimate_prior(start.supernet, digest, voters, self.space, settings.prior_paths, rng, self.reporter)
             prior.save(self.out)

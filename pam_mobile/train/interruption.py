@@ -24,7 +24,10 @@ class Interruption:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within the block the first signal is only noted; the next one does what it did before."""
+        """Within the block the first signal is only noted; the next one does what it did before.
+
+        One that came too late for the block to heed it takes effect at its end.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -46,3 +49,5 @@ class Interruption:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        if self.number and not self._several:
+            signal.raise_signal(self.number)

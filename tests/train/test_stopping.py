@@ -36,14 +36,15 @@ def test_signals_finish_the_step_and_save_it(forks: Forks, reference: Reference,
         loads += len(forks.record("loaded"))
         forks.forget()
         if code == 0:
-            assert compare_final(run, reference)
-            run.rename(tmp_path / f"done{len(list(tmp_path.iterdir()))}")
+            break
     assert saved
     assert loads
+    assert forks.run(tmp_path / "run", resume=True, config={"save_every": 1000}) == 0
+    assert compare_final(tmp_path / "run", reference)
 
 
 def compare_final(run: Path, reference: Reference) -> bool:
-    """All results but config.yaml and what repeats it, since the settings differ in how often is saved."""
+    """The results but config.yaml and what repeats it, since the settings differ in how often is saved."""
     mine, theirs = results(run), reference.results
     return all(mine[name] == theirs[name] for name in theirs if name.endswith((".safetensors", ".jsonl", ".png")))
 
@@ -56,6 +57,15 @@ def test_a_second_signal_quits_at_once(forks: Forks, tmp_path: Path) -> None:
         assert code == 128 + number, forks.messages()
         assert time.monotonic() - start < 15
         assert "interrupted after" not in forks.messages()
+
+
+def test_a_signal_during_the_last_save_of_a_stage_takes_effect_at_once(
+    forks: Forks, reference: Reference, tmp_path: Path
+) -> None:
+    plant = {"what": "die", "place": "save", "rank": 0, "step": 1, "signal": signal.SIGTERM}
+    assert forks.run(tmp_path / "run", plant=plant) == 143
+    assert not (tmp_path / "run" / "stage1").exists()
+    finish(forks, tmp_path / "run", reference)
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_costs_no_state(
