@@ -172,6 +172,30 @@ def test_the_first_difference_is_named_and_the_others_are_counted() -> None:
         require_layout(have, want, FilePath("there"), "it")
 
 
+READ = """
+import resource, sys
+from pathlib import Path
+import torch
+from pam_mobile.tensorfile import read, read_layout, write
+path = Path(sys.argv[1])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+read(path.parent / "small.safetensors")
+before = peak()
+read_layout(path, sys.argv[2], "")
+total = sum(tensor.sum().item() for tensor in read(path).values())
+print(peak() - before, total)
+"""
+
+
+def test_reading_takes_at_most_twice_the_size_of_the_file(tmp_path: FilePath) -> None:
+    write(tmp_path / "small.safetensors", {"a": torch.zeros(1)})
+    path = tmp_path / "large.safetensors"
+    digest = write(path, {f"t{i}": torch.ones(4, 1 << 20) for i in range(4)})
+    grown, total = map(float, _python(READ, path, digest).split())
+    assert total == 16 << 20
+    assert grown <= 2 * path.stat().st_size
+
+
 # Nothing in the package can run what a file says
 
 BETWEEN_OWN_PROCESSES = {"export/pam_export/build.py"}

@@ -213,7 +213,7 @@ class Trainer:
                 if outcome.signal:
                     raise InterruptedRunError(
                         f"interrupted after step {step + 1} of stage {stage}, which is saved",
-                        "add --resume to continue",
+                        "start it again to continue",
                         128 + outcome.signal,
                     )
                 advance(1, note=f"loss {outcome.losses['loss']:.4f}" if due or step % 10 == 0 else "")
