@@ -41,6 +41,7 @@ def train(
     """Train a supernet on procedural mattes, on data sets or on folders of your own."""
     from .. import config as configuration
     from ..train.engine import Trainer
+    from ..train.material import own_files
 
     base = configuration.load(config) if config else configuration.TrainConfig()
     numbers = _integers(stages, "--stages")
@@ -57,6 +58,7 @@ def train(
     for stage, count in zip(numbers, _integers(steps, "--steps"), strict=False):
         chosen = configuration.override(chosen, [f"stage{stage}.steps={count}"])
     chosen = configuration.override(chosen, settings or [])
+    own_files(chosen.data)  # a misspelt folder leaves no run folder behind
     try:
         folder = Trainer(chosen, out, reporter).run(resume)
     except InterruptedRunError as end:
