@@ -91,6 +91,13 @@ def locked(folder: FilePath) -> Iterator[None]:
             os.close(handle)
 
 
+def refuse_if_locked(folder: FilePath) -> None:
+    """Raise UsageError, naming the process, if one holds the folder's lock: an early answer, before anything slow."""
+    if (folder / LOCK).exists():
+        with locked(folder):
+            pass
+
+
 def _take(handle: int, folder: FilePath) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

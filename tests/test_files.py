@@ -30,6 +30,7 @@ from pam_mobile.files import (
     atomic_path,
     locked,
     read_sealed_json,
+    refuse_if_locked,
     remove_unfinished,
     sha256,
     verify_file,
@@ -297,11 +298,20 @@ def test_a_locked_folder_names_its_process_and_is_free_when_that_dies(tmp_path: 
             with pytest.raises(UsageError, match=f"in use by process {holder.pid}$") as caught, locked(tmp_path):
                 pass
             assert caught.value.code == 2
+            with pytest.raises(UsageError, match=f"in use by process {holder.pid}$"):
+                refuse_if_locked(tmp_path)
         finally:
             holder.kill()
             holder.communicate()
+        refuse_if_locked(tmp_path)
         with locked(tmp_path):
             pass
+
+
+def test_asking_for_a_lock_makes_none(tmp_path: FilePath) -> None:
+    refuse_if_locked(tmp_path / "nowhere")
+    refuse_if_locked(tmp_path)
+    assert _names(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_locked_is_a_set_up_error(tmp_path: FilePath) -> None:

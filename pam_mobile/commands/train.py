@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InterruptedRunError, UsageError
+from ..files import refuse_if_locked
 from ..reporter import Reporter
 from .common import Result, Terminated, split, verb
 
@@ -39,6 +40,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> Result:
     """Train a supernet on procedural mattes, on data sets or on folders of your own."""
+    if os.environ.get("RANK", "0") == "0":
+        refuse_if_locked(out)
     from .. import config as configuration
     from ..train.engine import Trainer
     from ..train.material import own_files

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,8 @@ import torch
 from conftest import Reference, same_states
 from forks import Forks, results
 from safetensors.torch import load_file
+
+from pam_mobile.files import locked
 
 
 def finish(forks: Forks, run: Path, reference: Reference) -> None:
@@ -130,6 +135,16 @@ def test_a_second_run_in_the_folder_is_refused_and_the_lock_dies_with_its_proces
         assert time.monotonic() - start < 15
         forks.forget()
     finish(forks, run, reference)
+
+
+def test_the_command_refuses_a_locked_folder_before_it_loads_anything_slow(tmp_path: Path) -> None:
+    code = "import sys; from pam_mobile.cli import app; c = app(standalone_mode=False); assert 'torch' not in sys.modules; sys.exit(c)"
+    with locked(tmp_path):
+        command = [sys.executable, "-c", code, "train", "--out", str(tmp_path), "--resume"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 2, answer.stderr
+    assert f"in use by process {os.getpid()}" in answer.stderr
+    assert len(answer.stderr.splitlines()) == 2
 
 
 def test_another_number_of_threads_is_refused_with_the_way_out(forks: Forks, tmp_path: Path) -> None:
