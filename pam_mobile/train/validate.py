@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..budget import knapsack
+from ..budget import Budget, knapsack
 from ..config import HeldOut
 from ..cost import CostTable
 from ..data.bank import HELD_OUT_SEED, synthetic_bank
@@ -55,6 +55,25 @@ def sads(supernet: Supernet, batches: Sequence[Batch], path: Path) -> Tensor:
     scores = torch.cat([sad_per_image(supernet(b.image, b.trimap, path=path), b) for b in batches])
     supernet.train(training)
     return scores
+
+
+@torch.inference_mode()
+def chosen_sads(supernet: Supernet, batches: Sequence[Batch], budget: Budget) -> tuple[Tensor, list[Path]]:
+    """The same on the path that the planning head chooses for each composite within a budget, and these paths."""
+    training = supernet.training
+    supernet.eval()
+    scores, paths = [], []
+    for batch in batches:
+        table = CostTable.of(supernet.preset, *batch.image.shape[2:])
+        if budget.macs(table) >= table.largest:
+            chosen = [Path.all_run(len(supernet.units))] * len(batch.image)
+            alpha = supernet(batch.image, batch.trimap, path=chosen)
+        else:
+            alpha, chosen = supernet.plan(batch.image, batch.trimap, budget)
+        scores.append(sad_per_image(alpha, batch))
+        paths += chosen
+    supernet.train(training)
+    return torch.cat(scores), paths
 
 
 def half_sads(batches: Sequence[Batch]) -> Tensor:
