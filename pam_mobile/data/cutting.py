@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from .preflight import check_cutout, check_image, faults, tolerate
 SMALLEST_VIEW = 0.35
 """Patches show between this share of the image's shorter side and all of it."""
 
-Item = TypeVar("Item", bound=Hashable)
+Item = TypeVar("Item", Cutout, FilePath)
 
 
 def foreground_patches(cutouts: Sequence[Cutout], count: int, size: int, seed: int, reporter: Reporter) -> Tensor:
@@ -82,7 +83,7 @@ def _cut(
     """
     found: dict[Item, InputError] = {}
     while True:
-        chosen = _choose([item for item in items if item not in found], count, [*seed, 1])
+        chosen: list[Item] = _choose([item for item in items if item not in found], count, seed)
         views: list[np.ndarray] = []
         new = faults(chosen, check)
         if not new:
@@ -96,10 +97,12 @@ def _cut(
 
 
 def _choose(items: list[Item], most: int, seed: list[int]) -> list[Item]:
-    """`most` random ones of more items, in their order."""
+    """`most` random ones of more items, in their order. Drawn by name, so that without one of them the others stay."""
     if len(items) <= most:
         return items
-    return [items[index] for index in sorted(np.random.default_rng(seed).permutation(len(items))[:most])]
+    names = [(item.image if isinstance(item, Cutout) else item).name for item in items]
+    draws = [hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest() for name in names]
+    return [items[index] for index in sorted(sorted(range(len(items)), key=draws.__getitem__)[:most])]
 
 
 def _views(
