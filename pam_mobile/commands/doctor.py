@@ -12,13 +12,13 @@ from ..reporter import Reporter
 from .common import Result, verb
 
 TESTED = {"torch": "2.13", "executorch": "1.4", "coremltools": "9.0", "numpy": "2.4"}
-EXTRAS = {"train": ("accelerate", "matplotlib"), "export": ("executorch", "coremltools"), "demo": ("scikit-image",)}
+EXTRAS = {"train": ("matplotlib",), "export": ("executorch", "coremltools"), "demo": ("scikit-image",)}
 
 
 @verb
 def doctor(reporter: Reporter) -> Result:
     """Show versions, what is installed, and what this machine offers."""
-    packages = ("torch", "numpy", "executorch", "coremltools", "torchao", "accelerate", "safetensors")
+    packages = ("torch", "numpy", "executorch", "coremltools", "torchao", "safetensors")
     versions = {name: _version(name) for name in packages}
     differs = [f"{k} {versions[k]} (tested: {v})" for k, v in TESTED.items() if not (versions[k] or v).startswith(v)]
     missing = {extra: lacks for extra, names in EXTRAS.items() if (lacks := [n for n in names if not _version(n)])}
