@@ -39,16 +39,16 @@ class Reporter:
             self.console.print(text, markup=False)
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Advance]:
-        """Context in which the yielded `advance` is called until `total` steps are done."""
+    def progress(self, title: str, total: int, before: int = 0) -> Iterator[Advance]:
+        """Context in which the yielded `advance` is called until `total` steps are done, `before` of them earlier."""
         if self.verbosity < 0:
             yield lambda steps=1, note="": None
         elif self.console.is_terminal:
-            yield from self._bar(title, total)
+            yield from self._bar(title, total, before)
         else:
-            yield from self._lines(title, total)
+            yield from self._lines(title, total, before)
 
-    def _bar(self, title: str, total: int) -> Iterator[Advance]:
+    def _bar(self, title: str, total: int, before: int) -> Iterator[Advance]:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -58,7 +58,7 @@ class Reporter:
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console) as bar:
-            task = bar.add_task(title, total=total, note="")
+            task = bar.add_task(title, total=total, completed=before, note="")
 
             def advance(steps: int = 1, note: str = "") -> None:
                 fields: dict[str, Any] = {"note": note} if note else {}
@@ -66,9 +66,9 @@ class Reporter:
 
             yield advance
 
-    def _lines(self, title: str, total: int) -> Iterator[Advance]:
+    def _lines(self, title: str, total: int, before: int) -> Iterator[Advance]:
         start = shown = time.monotonic()
-        done = 0
+        done = before
         self.say(f"{title} ...")
 
         def advance(steps: int = 1, note: str = "") -> None:
@@ -77,7 +77,7 @@ class Reporter:
             now = time.monotonic()
             if now - shown >= PLAIN_SECONDS and done < total:
                 shown = now
-                left = (now - start) / done * (total - done)
+                left = (now - start) / (done - before) * (total - done)
                 self.say(f"{title}: {done}/{total}, about {left:.0f} s left{', ' + note if note else ''}")
 
         yield advance

@@ -71,6 +71,7 @@ class Trainer:
         self.processes = Processes()
         self.reporter = reporter if self.processes.first else Silent()
         if config.shards % self.processes.count:
+            self.processes.close()
             raise UsageError(
                 f"{self.processes.count} processes cannot share {config.shards} shards of a step equally",
                 f"--set shards={self.processes.count}, or a multiple of it",
@@ -187,9 +188,7 @@ class Trainer:
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         shards = Shards(self.supernet, self.config.shards, self.processes)
-        with self.interruption.held(), self.reporter.progress(objective.title, plan.steps) as advance:
-            if first:
-                advance(first)
+        with self.interruption.held(), self.reporter.progress(objective.title, plan.steps, first) as advance:
             clock, crops, before = time.perf_counter(), 0, facts["seconds"] - time.perf_counter()
             for step in range(first, plan.steps):
                 outcome = self._step(shards, optimiser, objective, stage, step, plan)

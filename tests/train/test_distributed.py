@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from forks import Forks, results
+from safetensors.torch import load_file
 
 TWO = {"shards": 2}
 
@@ -33,6 +35,15 @@ def test_two_processes_give_the_bits_of_one_in_every_stage(forks: Forks, alone: 
     assert {f"stage{i}/model.safetensors" for i in (1, 2, 3)} < alone.keys()
     assert equal(tmp_path / "run", alone)
     assert forks.messages() == ""
+
+
+def test_more_shards_than_two_differ_by_rounding_only(forks: Forks, tmp_path: Path) -> None:
+    four = {"shards": 4, "stages": [1]}
+    assert forks.run(tmp_path / "one", config=four) == 0, forks.messages()
+    assert forks.ranks(tmp_path / "two", 2, config=four) == [0, 0], forks.messages()
+    one, two = (load_file(tmp_path / name / "stage1" / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_the_comparison_notices_processes_that_do_not_share(

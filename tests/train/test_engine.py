@@ -14,7 +14,7 @@ import torch
 from strategies import TINY_RUN
 
 from pam_mobile import checkpoint
-from pam_mobile.config import Crop, HeldOut, Stage
+from pam_mobile.config import Crop, HeldOut, Stage, TrainConfig, differences
 from pam_mobile.cost import CostTable
 from pam_mobile.errors import IntegrityError, UsageError
 from pam_mobile.path import Path as NetworkPath
@@ -94,8 +94,16 @@ def test_refusals_name_the_remedy(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a run already") as error:
         Trainer(TINY_RUN, run_folder, Silent()).run()
     assert "--resume" in error.value.hint
-    with pytest.raises(UsageError, match="other settings"):
+    with pytest.raises(UsageError, match=r"other settings than this command: seed: 0, now 1$"):
         Trainer(replace(TINY_RUN, seed=1), run_folder, Silent()).run(resume=True)
+    everything = TrainConfig(
+        preset="phone", prior=False, stages=(1,), seed=1, held_out=HeldOut(4, 96), shards=2, clip=2.0
+    )
+    with pytest.raises(UsageError, match=r"preset: tiny, now phone; prior: True, now False; .*; \d+ more$") as error:
+        Trainer(everything, run_folder, Silent()).run(resume=True)
+    assert "held_out.composites: 2, now 4" in differences(TINY_RUN, replace(TINY_RUN, held_out=HeldOut(4, 64)))
+    assert len(error.value.message) < 600
+    assert differences(TINY_RUN, TINY_RUN) == ""
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="not a training run"):
         Trainer(TINY_RUN, tmp_path, Silent()).run()
