@@ -12,7 +12,12 @@ from ..reporter import Reporter
 from .common import Result, verb
 
 TESTED = {"torch": "2.13", "executorch": "1.4", "coremltools": "9.0", "numpy": "2.4"}
-EXTRAS = {"train": ("matplotlib",), "export": ("executorch", "coremltools"), "demo": ("scikit-image",)}
+EXTRAS = {
+    "train": ("matplotlib",),
+    "baselines": ("pymatting",),
+    "export": ("executorch", "coremltools"),
+    "demo": ("scikit-image",),
+}
 
 
 @verb
