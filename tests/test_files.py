@@ -140,31 +140,35 @@ def test_names_of_the_greatest_length_can_be_written(tmp_path: FilePath) -> None
 CHILD = "import sys; from pathlib import Path; from pam_mobile.files import write_bytes; write_bytes(Path(sys.argv[1]), b'new')"
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_the_order_is_write_read_back_fsync_rename_fsync_of_the_folder(tmp_path: FilePath) -> None:
-    (tmp_path / "a.bin").write_bytes(b"old")
-    trace = tmp_path / "trace"
+NO_SYNC = "import pam_mobile.files as f; f._sync = lambda path: None; "
+
+
+def _traced(folder: FilePath, code: str) -> list[str]:
+    """The system calls on the file and its folder when a child process replaces it, repetitions left out."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    (folder / "a.bin").write_bytes(b"old")
+    trace = folder / "trace"
     command = ["strace", "-y", "-o", str(trace), "-e", "trace=write,read,fsync,rename,renameat2"]
-    done = subprocess.run(
-        [*command, sys.executable, "-c", CHILD, str(tmp_path / "a.bin")], capture_output=True, text=True
-    )
+    done = subprocess.run([*command, sys.executable, "-c", code, str(folder / "a.bin")], capture_output=True, text=True)
     if "ptrace" in done.stderr.lower():
         pytest.skip("strace may not trace here")
     assert done.returncode == 0, done.stderr
-    calls = []
+    calls = [""]
     for line in trace.read_text().splitlines():
-        if str(tmp_path) in line:
-            what = re.sub(r"\.unfinished-\w+", "TEMPORARY", line.replace(str(tmp_path), "DIR"))
-            calls.append(what.split(")")[0].split(", ")[0] if "rename" not in what else what.split("(")[0])
-    read_once = [call for i, call in enumerate(calls) if call != calls[i - 1]]
-    file = "<DIR/TEMPORARY.bin>"
-    assert [re.sub(r"\(\d+", "(", call) for call in read_once] == [
-        f"write({file}",
-        f"read({file}",
-        f"fsync({file}",
-        "rename",
-        "fsync(<DIR>",
-    ]
+        found = re.match(rf"(\w+)\((?:\d+<{re.escape(str(folder))}(/[^>]*)?>|\"{re.escape(str(folder))})", line)
+        if found:
+            what = "of the folder" if found[1] == "fsync" and not found[2] else ""
+            calls += [f"{found[1]} {what}".strip()] * (calls[-1] != f"{found[1]} {what}".strip())
+    return calls[1:]
+
+
+def test_the_order_is_write_read_back_fsync_rename_fsync_of_the_folder(tmp_path: FilePath) -> None:
+    assert _traced(tmp_path, CHILD) == ["write", "read", "fsync", "rename", "fsync of the folder"]
+
+
+def test_a_missing_fsync_would_be_noticed(tmp_path: FilePath) -> None:
+    assert _traced(tmp_path, NO_SYNC + CHILD) == ["write", "read", "rename"]
 
 
 def test_every_new_folder_is_synced_into_its_parent(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:

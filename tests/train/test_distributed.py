@@ -81,7 +81,7 @@ def test_a_lost_process_ends_the_others_and_the_run_resumes_to_the_same_bits(
 def test_a_process_that_hangs_counts_as_lost(forks: Forks, tmp_path: Path) -> None:
     hang = {"what": "die", "place": "all-reduce", "rank": 1, "step": 2, "signal": 0, "sleep": 40}
     start = time.monotonic()
-    jobs = [{}, {"signals": [(15.0, signal.SIGKILL)]}]
+    jobs = [{}, {"signals": [(1.0, signal.SIGKILL)]}]
     codes = forks.ranks(tmp_path / "run", 2, jobs, config=TWO, plant=hang, step_seconds=3)
     assert codes == [7, -signal.SIGKILL], forks.messages()
     assert "does not answer" in forks.messages()
