@@ -118,6 +118,8 @@ class TrainConfig:
     held_out: HeldOut = field(default_factory=HeldOut)
     shards: int = 1
     """Micro-batches of `crops` that make up a step; several processes share them."""
+    alpha_free: bool = False
+    """Learn from images and trimaps alone (train/alpha_free.py)."""
     seed: int = 0
     precision: str = "auto"
     """`auto`, `fp32` or `bf16`: auto takes bf16 where the device computes in it natively."""
@@ -143,6 +145,8 @@ class TrainConfig:
                 f"stages={','.join(map(str, self.stages))} cannot be run",
                 "stages are 1 (whole network), 2 (random paths) and 3 (path learning), in this order",
             )
+        if 3 in self.stages and self.alpha_free:
+            raise UsageError("alpha_free=true has no labels for stage 3, which needs alphas", "run --stages 1,2")
         if 3 in self.stages and 2 not in self.stages and not self.init:
             raise UsageError(
                 f"stages={','.join(map(str, self.stages))} cannot be run: stage 3 needs a network that knows many paths",

@@ -24,7 +24,7 @@ from .model.subnet import parameter_count
 from .path import Path
 from .predict.matter import Matter
 from .reporter import Reporter
-from .train.pathprior import PathPrior
+from .train.pathprior import PathPrior, stored_prior
 from .train.validate import change, sads
 
 BUDGETS = ("75%", "80%", "85%", "90%", "95%", "100%")
@@ -59,7 +59,7 @@ def release(
     """Write the model's folder; returns it. Raises as `checkpoint.load` does."""
     source = checkpoint.find(str(run))
     found = checkpoint.load(source)
-    prior = controls.stored_prior(source, found)
+    prior = stored_prior(source, found.preset, found.document)
     drop = {"schema_version", "package", "preset", "weights", "paths", SEAL}
     facts = {key: value for key, value in found.document.items() if key not in drop}
     loss = _half_change(found, count, size, reporter)

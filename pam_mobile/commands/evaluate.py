@@ -75,6 +75,7 @@ def _controls(
 ) -> Result:
     from .. import checkpoint
     from ..evaluate import controls
+    from ..train.pathprior import stored_prior
 
     if len(names) != 1:
         raise UsageError("--controls is about one network", "give --model once")
@@ -82,7 +83,7 @@ def _controls(
     found = checkpoint.load(folder)
     if not found.learned_paths:
         raise UsageError(f"{names[0]} has not learned to choose paths", "train it with --stages 1,2,3")
-    prior, images = controls.stored_prior(folder, found), load()
+    prior, images = stored_prior(folder, found.preset, found.document), load()
     rows = controls.controls(found, images, budgets, prior, seed, reporter)
     return Result(controls.to_json(images, rows), controls.to_text(images, rows))
 

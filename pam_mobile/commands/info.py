@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
 from ..reporter import Reporter
 from .common import Result, verb
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
 
 
 @verb
@@ -146,6 +149,7 @@ def _model(model: str, size: int) -> Result:
         "measured_paths": len(found.paths.measured),
         "weights_sha256": found.document["weights"]["sha256"],
         "budgets": rows,
+        "path_prior": _path_prior(model, found),
     }
     cells = [
         (
@@ -163,5 +167,25 @@ def _model(model: str, size: int) -> Result:
         f"{table.smallest / 1e9:.3f} to {table.largest / 1e9:.3f} GMACs at {costs['size']}x{costs['size']}, "
         f"of which the colour prior {table.prior / 1e9:.3f}; trained up to stage {document['stage']}\n\n"
         + markdown_table(header, cells)
+        + _path_prior_text(document["path_prior"])
     )
     return Result(document, text)
+
+
+def _path_prior(model: str, found: Checkpoint) -> list[dict[str, float | None]]:
+    """What the path prior knows more than chance, per budget; nothing if the network learned without one."""
+    from .. import checkpoint
+    from ..train.pathprior import prior_report, stored_prior
+
+    prior = stored_prior(checkpoint.find(model), found.preset, found.document)
+    return prior_report(prior) if prior else []
+
+
+def _path_prior_text(rows: list[dict[str, float | None]]) -> str:
+    from ..tables import markdown_table
+
+    if not rows:
+        return ""
+    cells = [tuple("-" if value is None else value for value in row.values()) for row in rows]
+    header = ("GMACs", "paths near", "votes", "share of the best", "concentration", "shuffled", "correlation")
+    return f"\n\npath prior: does it know more than chance (concentration 1)? docs/path-learning.md\n\n{markdown_table(header, cells)}"

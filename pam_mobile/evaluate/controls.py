@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -170,12 +169,6 @@ def _rows(budget: Budget, images: Sequence[_Image], taken: Sequence[dict[str, li
             )
         )
     return rows
-
-
-def stored_prior(folder: FilePath, checkpoint: Checkpoint) -> PathPrior | None:
-    """The path prior that a network was trained with, if it was. Raises as `PathPrior.load` does."""
-    judge = checkpoint.document.get("path_prior_judge")
-    return PathPrior.load(folder, PathSpace(_reference(checkpoint)), judge) if judge else None
 
 
 def _reference(checkpoint: Checkpoint) -> CostTable:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
@@ -32,17 +33,17 @@ from ..model.supernet import Supernet, chooses
 from ..path import Path, PathSpace
 from ..pathtable import PathTable
 from ..reporter import Reporter, Silent
-from ..tensorfile import Layout, layout_of
 from . import machine, pathprior
+from .alpha_free import alpha_free_loss
 from .batches import Batches
 from .interruption import Interruption
 from .log import RunLog
-from .losses import LossWeights
+from .losses import matting_loss
 from .material import load_bank, require_same_bank
 from .pathlearning import PathLearning
 from .pathprior import PathPrior, estimate_prior
 from .processes import Processes
-from .runstate import RunState
+from .runstate import RunState, collect, parameters_in_order, restore, state_layout
 from .shards import Shards
 from .stages import Objective, RandomPaths, WholeNetwork
 from .validate import SELECTION, VOTES, held_out_composites, sads, search_paths
@@ -50,8 +51,6 @@ from .validate import SELECTION, VOTES, held_out_composites, sads, search_paths
 CONFIG, ENVIRONMENT, BANK, STATE = "config.yaml", "env.json", "bank.json", "last"
 MOST_SKIPPED = 10
 """So many steps in a row without a finite gradient end the training."""
-SLOTS = ("step", "exp_avg", "exp_avg_sq")
-"""What the optimiser keeps per parameter."""
 
 
 class Outcome(NamedTuple):
@@ -162,7 +161,7 @@ class Trainer:
             remove_unfinished(folder)
         finished = [stage for stage in self.config.stages if (self._folder(stage) / checkpoint.DOCUMENT).is_file()]
         done = [stage for stage in self.config.stages if stage <= max(finished, default=0)]
-        state = self.states.newest(self._state_layout, self.reporter)
+        state = self.states.newest(partial(state_layout, self.supernet), self.reporter)
         if state and state["stage"] in done:
             self.states.clear()
             state = None
@@ -221,15 +220,16 @@ class Trainer:
         self.processes.wait()
 
     def _objective(self, stage: int) -> Objective:
+        loss = alpha_free_loss if self.config.alpha_free else matting_loss
         if stage < 3:
-            return (WholeNetwork, RandomPaths)[stage - 1](self.space, LossWeights())
+            return (WholeNetwork, RandomPaths)[stage - 1](self.space, loss)
         start = self._before(stage)
         assert start is not None, "TrainConfig saw to it"
         teacher = start.supernet.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         held_out = replace(self.config.held_out, composites=self.config.paths.prior_images)
         voters = held_out_composites(held_out, self.config.data.kinds, VOTES, self.device, self.reporter)
         prior = self._path_prior(start, voters)
-        return PathLearning(self.space, LossWeights(), self.config.paths, teacher, prior, voters)
+        return PathLearning(self.space, loss, self.config.paths, teacher, prior, voters)
 
     def _path_prior(self, start: Checkpoint, voters: list[Batch]) -> PathPrior:
         """The votes of the network that enters stage 3; made once and kept in the run folder."""
@@ -385,37 +385,11 @@ class Trainer:
         return f"images of the user in {' and '.join(own)}" if own else "procedural images only"
 
     def _tensors(self, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Everything that the next step depends on."""
-        tensors = {f"model.{name}": value for name, value in self.supernet.state_dict().items()}
-        tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
-        for index, values in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": value for name, value in values.items()}
-        return tensors
-
-    def _state_layout(self, have: Layout) -> Layout:
-        """What a state of this network must hold; the optimiser knows those parameters that had a gradient once."""
-        network = layout_of(self.supernet.state_dict())
-        layout = {f"{part}.{name}": kind for part in ("model", "ema") for name, kind in network.items()}
-        for index, parameter in enumerate(_parameters(self.supernet)):
-            if f"optimiser.{index}.step" in have:
-                kinds = ((torch.float32, ()), *[(parameter.dtype, tuple(parameter.shape))] * 2)
-                layout |= {f"optimiser.{index}.{slot}": kind for slot, kind in zip(SLOTS, kinds, strict=True)}
-        return layout
+        return collect(self.supernet, self.ema, optimiser)
 
     def _load_state(self, state: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
         """Continue from a state that was examined."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimiser": {}}
-        for key, value in self.states.tensors(state).items():
-            part, name = key.split(".", 1)
-            groups[part][name] = value.to(self.device) if part == "ema" else value
-        self.supernet.load_state_dict(groups["model"])
-        self.ema = groups["ema"]
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in groups["optimiser"].items():
-            index, name = key.split(".", 1)
-            like = _parameters(self.supernet)[int(index)]
-            slots.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(value) if value.dim() else value
-        optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+        self.ema = restore(self.states.tensors(state), self.supernet, optimiser)
 
 
 def learning_rate(plan: Stage, step: int, warmup: int) -> float:
@@ -429,8 +403,3 @@ def _parameter_groups(network: Supernet) -> tuple[list[nn.Parameter], ...]:
     named = list(network.named_parameters())
     parts = [[p for name, p in named if chooses(name) == choosing] for choosing in (False, True)]
     return tuple([p for p in part if (p.dim() > 1) == weights] for part in parts for weights in (True, False))
-
-
-def _parameters(network: Supernet) -> list[nn.Parameter]:
-    """In the order of the optimiser."""
-    return [parameter for group in _parameter_groups(network) for parameter in group]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,11 @@ class LossWeights(NamedTuple):
     l1: float = 1.0
     composition: float = 1.0
     laplacian: float = 0.1
+
+
+DEFAULT = LossWeights()
+Loss = Callable[[Tensor, Batch], dict[str, Tensor]]
+"""From alpha (N, 1, H, W) and what it should be, scalar losses by name; `loss` is the one that is minimised."""
 
 
 def unknown_mask(trimap: Tensor) -> Tensor:
@@ -61,7 +67,7 @@ def laplacian_loss(difference: Tensor) -> Tensor:
     return loss
 
 
-def matting_loss(alpha: Tensor, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
+def matting_loss(alpha: Tensor, batch: Batch, weights: LossWeights = DEFAULT) -> dict[str, Tensor]:
     """The parts and their weighted sum `loss`.  alpha: (N, 1, H, W), not clamped."""
     mask = unknown_mask(batch.trimap)
     alpha = alpha.float()

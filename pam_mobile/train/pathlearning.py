@@ -23,7 +23,7 @@ from ..model.supernet import Supernet
 from ..model.unit import Unit
 from ..path import Path, PathSpace
 from .labels import find_labels, sample
-from .losses import LossWeights, charbonnier, matting_loss, unknown_mask
+from .losses import Loss, charbonnier, unknown_mask
 from .pathprior import PathPrior
 
 PASSES = 4
@@ -39,7 +39,7 @@ class PathLearning:
     def __init__(
         self,
         space: PathSpace,
-        weights: LossWeights,
+        loss: Loss,
         settings: PathLearningSettings,
         teacher: Supernet,
         prior: PathPrior,
@@ -49,7 +49,7 @@ class PathLearning:
 
         composites: what the heads are calibrated on.
         """
-        self.space, self.weights, self.settings = space, weights, settings
+        self.space, self.loss, self.settings = space, loss, settings
         self.teacher = teacher.eval().requires_grad_(False)
         self.prior, self.composites = prior, composites
 
@@ -85,7 +85,7 @@ class PathLearning:
         return {"path_prior_judge": self.prior.judge}
 
     def _with_distillation(self, alpha: Tensor, batch: Batch) -> dict[str, Tensor]:
-        losses = matting_loss(alpha, batch, self.weights)
+        losses = self.loss(alpha, batch)
         if self.settings.distillation_weight:
             with torch.no_grad():
                 taught = self.teacher(batch.image, batch.trimap, path=Path.all_run(self.space.units))

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,6 +115,16 @@ class PathPrior:
         verify_file(folder / TENSORS, document["tensors_sha256"], REMEDY)
         votes = load_file(folder / TENSORS)["votes"].numpy().astype(np.int64)
         return cls(space, tuple(document["budgets"]), document["step"], votes, judge)
+
+
+def stored_prior(folder: FilePath, preset: Preset, document: dict[str, Any]) -> PathPrior | None:
+    """The prior that a checkpoint's network learned with, kept beside it; None if it learned without.
+
+    Raises as `PathPrior.load` does.
+    """
+    judge = document.get("path_prior_judge")
+    reference = CostTable.of(preset, preset.reference, preset.reference)
+    return PathPrior.load(folder, PathSpace(reference), judge) if judge else None
 
 
 def cost_sha256(table: CostTable) -> str:

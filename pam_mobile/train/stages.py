@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.compose import Batch
 from ..model.supernet import Supernet
 from ..path import Path, PathSpace
-from .losses import LossWeights, matting_loss
+from .losses import Loss
 
 WHOLE_SHARE = 0.25
 
@@ -45,8 +45,8 @@ class WholeNetwork:
     title = "stage 1, whole network"
     freeze_statistics = False
 
-    def __init__(self, space: PathSpace, weights: LossWeights) -> None:
-        self.space, self.weights = space, weights
+    def __init__(self, space: PathSpace, loss: Loss) -> None:
+        self.space, self.loss = space, loss
 
     def begin(self, network: Supernet) -> None:
         pass
@@ -56,7 +56,7 @@ class WholeNetwork:
 
     def __call__(self, network: Supernet, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         alpha = network(batch.image, batch.trimap, path=self.path(rng))
-        return matting_loss(alpha, batch, self.weights)
+        return self.loss(alpha, batch)
 
     def finish(self, folder: FilePath) -> dict[str, Any]:
         return {}

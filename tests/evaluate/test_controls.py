@@ -24,7 +24,6 @@ from pam_mobile.evaluate.controls import (
     STEPWISE,
     ControlRow,
     controls,
-    stored_prior,
     to_json,
     to_text,
     verdict,
@@ -34,6 +33,7 @@ from pam_mobile.evaluate.report import Change
 from pam_mobile.path import Path
 from pam_mobile.predict import Matter
 from pam_mobile.reporter import Silent
+from pam_mobile.train.pathprior import stored_prior
 
 BUDGETS = [Budget.parse(text) for text in ("75%", "80%", "85%", "90%", "95%")]
 
@@ -58,7 +58,7 @@ def found(run_folder: FilePath) -> checkpoint.Checkpoint:
 
 
 def test_every_control_stays_within_every_budget(run_folder: FilePath, found: checkpoint.Checkpoint) -> None:
-    prior = stored_prior(run_folder / "stage3", found)
+    prior = stored_prior(run_folder / "stage3", found.preset, found.document)
     assert prior is not None
     rows = controls(found, images(4), BUDGETS, prior, 0, Silent())
     assert [(row.budget, row.control) for row in rows] == [
@@ -126,7 +126,7 @@ def test_the_verdict_needs_two_standard_errors() -> None:
 
 
 def test_the_same_seed_gives_the_same_table(run_folder: FilePath, found: checkpoint.Checkpoint) -> None:
-    prior = stored_prior(run_folder / "stage3", found)
+    prior = stored_prior(run_folder / "stage3", found.preset, found.document)
     tables = [to_text(images(3), controls(found, images(3), BUDGETS[1:2], prior, seed, Silent())) for seed in (0, 0, 1)]
     assert tables[0] == tables[1] != tables[2]
     document = to_json(images(3), controls(found, images(3), BUDGETS[1:2], prior, 0, Silent()))
@@ -140,11 +140,11 @@ def test_a_budget_without_a_choice_is_refused(found: checkpoint.Checkpoint) -> N
 
 
 def test_a_prior_of_another_judge_is_refused(run_folder: FilePath, found: checkpoint.Checkpoint) -> None:
-    other = checkpoint.Checkpoint(found.supernet, found.paths, found.document | {"path_prior_judge": "0" * 64})
+    other = found.document | {"path_prior_judge": "0" * 64}
     with pytest.raises(InputError, match="another network"):
-        stored_prior(run_folder / "stage3", other)
+        stored_prior(run_folder / "stage3", found.preset, other)
     none = {key: value for key, value in found.document.items() if key != "path_prior_judge"}
-    assert stored_prior(run_folder / "stage3", checkpoint.Checkpoint(found.supernet, found.paths, none)) is None
+    assert stored_prior(run_folder / "stage3", found.preset, none) is None
 
 
 def test_the_network_is_left_as_it_was(found: checkpoint.Checkpoint) -> None:

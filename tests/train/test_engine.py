@@ -22,7 +22,7 @@ from pam_mobile.path import PathSpace
 from pam_mobile.reporter import Silent
 from pam_mobile.train import engine
 from pam_mobile.train.engine import Trainer, learning_rate
-from pam_mobile.train.losses import LossWeights
+from pam_mobile.train.losses import matting_loss
 from pam_mobile.train.stages import RandomPaths, WholeNetwork
 from pam_mobile.train.validate import change, half_sads, held_out_composites, prior_sads, sads
 
@@ -144,6 +144,22 @@ def test_stage_three_trains_the_heads_and_the_embedding(run_folder: Path) -> Non
         assert any(not torch.equal(second[name], third[name]) for name in second if part in name), part
 
 
+def test_alpha_free_training_reads_no_alpha(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(TINY_RUN, stages=(1,), alpha_free=True)
+    blank = Trainer._batch
+
+    def without(self: Trainer, *args: int) -> object:
+        batch = blank(self, *args)
+        return batch._replace(alpha=batch.alpha * torch.nan, foreground=batch.foreground * torch.nan)
+
+    monkeypatch.setattr(Trainer, "_batch", without)
+    Trainer(config, tmp_path / "run", Silent()).run()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["ddc"] > 0 and row["skipped"] == 0 for row in rows)
+    with pytest.raises(UsageError, match="no labels for stage 3"):
+        replace(TINY_RUN, alpha_free=True)
+
+
 def test_batch_norm_statistics_move_in_stage_one_only(run_folder: Path) -> None:
     fresh = engine.Supernet(engine.preset("tiny", prior=True)).state_dict()
     first, second, third = (weights(run_folder / f"stage{i}") for i in (1, 2, 3))
@@ -155,8 +171,8 @@ def test_batch_norm_statistics_move_in_stage_one_only(run_folder: Path) -> None:
 
 def test_stage_rules() -> None:
     space = PathSpace(CostTable.of(engine.preset("tiny"), 32, 32))
-    assert WholeNetwork(space, LossWeights()).path(np.random.default_rng(0)) == NetworkPath.all_run(9)
-    drawn = [RandomPaths(space, LossWeights()).path(np.random.default_rng(i)) for i in range(400)]
+    assert WholeNetwork(space, matting_loss).path(np.random.default_rng(0)) == NetworkPath.all_run(9)
+    drawn = [RandomPaths(space, matting_loss).path(np.random.default_rng(i)) for i in range(400)]
     assert np.mean([path == NetworkPath.all_run(9) for path in drawn]) == pytest.approx(0.25, abs=0.06)
     others = [list(path) for path in drawn if path != NetworkPath.all_run(9)]
     assert np.all(np.abs(np.mean(others, axis=0) - 0.5) < 0.1)

@@ -18,7 +18,7 @@ from pam_mobile.model.supernet import Supernet, margin
 from pam_mobile.path import Path, PathSpace
 from pam_mobile.train import labels
 from pam_mobile.train.labels import Label, sample
-from pam_mobile.train.losses import LossWeights, charbonnier, unknown_mask
+from pam_mobile.train.losses import charbonnier, matting_loss, unknown_mask
 from pam_mobile.train.pathlearning import PathLearning, calibrate_heads
 from pam_mobile.train.pathprior import PathPrior
 
@@ -43,7 +43,7 @@ def batch(count: int = 2, size: int = 32, seed: int = 0) -> Batch:
 
 def objective(**settings: float | bool) -> PathLearning:
     chosen = replace(PathLearningSettings(candidates=3), **settings)  # type: ignore[arg-type]
-    return PathLearning(SPACE, LossWeights(), chosen, network(7), PRIOR, [])
+    return PathLearning(SPACE, matting_loss, chosen, network(7), PRIOR, [])
 
 
 def gradients(losses: dict[str, Tensor], net: Supernet, name: str = "loss") -> dict[str, bool]:

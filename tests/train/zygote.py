@@ -31,7 +31,7 @@ from pam_mobile.errors import PamError
 from pam_mobile.files import read_sealed_json
 from pam_mobile.model.presets import PRESETS
 from pam_mobile.reporter import Silent
-from pam_mobile.train import engine, processes, stages, validate
+from pam_mobile.train import engine, processes, validate
 from pam_mobile.train.engine import Trainer
 from pam_mobile.train.log import RunLog
 from pam_mobile.train.runstate import RunState
@@ -190,7 +190,7 @@ def _not_finite(plant: dict[str, Any]) -> None:
     """The loss, or only its gradient, is not finite in the given calls of one rank."""
     if os.environ.get("RANK", "0") != str(plant.get("rank", 0)):
         return
-    real, calls = stages.matting_loss, 0
+    real, calls = engine.matting_loss, 0
 
     def poisoned(alpha: torch.Tensor, *rest: Any) -> Any:
         nonlocal calls
@@ -199,7 +199,7 @@ def _not_finite(plant: dict[str, Any]) -> None:
             alpha = _InfiniteGradient.apply(alpha) if plant["kind"] == "gradient" else alpha * float("nan")
         return real(alpha, *rest)
 
-    stages.matting_loss = poisoned  # type: ignore[assignment]
+    engine.matting_loss = poisoned  # type: ignore[assignment]
 
 
 class _InfiniteGradient(torch.autograd.Function):
