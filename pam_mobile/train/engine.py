@@ -43,7 +43,7 @@ from .material import load_bank, require_same_bank
 from .pathlearning import PathLearning
 from .pathprior import PathPrior, estimate_prior
 from .processes import Processes
-from .runstate import RunState, collect, parameters_in_order, restore, state_layout
+from .runstate import RunState, collect, restore, state_layout
 from .shards import Shards
 from .stages import Objective, RandomPaths, WholeNetwork
 from .validate import SELECTION, VOTES, held_out_composites, sads, search_paths
@@ -161,7 +161,8 @@ class Trainer:
             remove_unfinished(folder)
         finished = [stage for stage in self.config.stages if (self._folder(stage) / checkpoint.DOCUMENT).is_file()]
         done = [stage for stage in self.config.stages if stage <= max(finished, default=0)]
-        state = self.states.newest(partial(state_layout, self.supernet), self.reporter)
+        expected = partial(state_layout, self.supernet, _parameters(self.supernet))
+        state = self.states.newest(expected, self.reporter)
         if state and state["stage"] in done:
             self.states.clear()
             state = None
@@ -403,3 +404,8 @@ def _parameter_groups(network: Supernet) -> tuple[list[nn.Parameter], ...]:
     named = list(network.named_parameters())
     parts = [[p for name, p in named if chooses(name) == choosing] for choosing in (False, True)]
     return tuple([p for p in part if (p.dim() > 1) == weights] for part in parts for weights in (True, False))
+
+
+def _parameters(network: Supernet) -> list[nn.Parameter]:
+    """In the order of the optimiser."""
+    return [parameter for group in _parameter_groups(network) for parameter in group]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .. import tensorfile
 from ..errors import IntegrityError
 from ..files import read_sealed_json, remove_unfinished, write_sealed_json
 from ..reporter import Reporter
-from ..tensorfile import Layout, require_layout
+from ..tensorfile import Layout, layout_of, require_layout
 
 KEPT = 2
+SLOTS = ("step", "exp_avg", "exp_avg_sq")
+"""What the optimiser keeps per parameter."""
 
 
 class RunState:
@@ -76,3 +79,40 @@ class RunState:
         if f"state-{facts.get('stage')}-{facts.get('step', 0):08d}" != document.stem or not file.is_file():
             raise IntegrityError(f"{document} is damaged: it does not belong to {file.name}")
         return facts, tensorfile.read_layout(file, str(facts.get("sha256")), "")
+
+
+def collect(network: nn.Module, ema: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything that the next step depends on, by name."""
+    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"ema.{name}": value for name, value in ema.items()}
+    for index, values in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in values.items()}
+    return tensors
+
+
+def state_layout(network: nn.Module, parameters: Sequence[nn.Parameter], have: Layout) -> Layout:
+    """What `collect` gives for this network; of the optimiser's parameters those of `have` that had a gradient once."""
+    kinds = layout_of(network.state_dict())
+    layout = {f"{part}.{name}": kind for part in ("model", "ema") for name, kind in kinds.items()}
+    for index, parameter in enumerate(parameters):
+        if f"optimiser.{index}.step" in have:
+            slots = ((torch.float32, ()), *[(parameter.dtype, tuple(parameter.shape))] * 2)
+            layout |= {f"optimiser.{index}.{slot}": kind for slot, kind in zip(SLOTS, slots, strict=True)}
+    return layout
+
+
+def restore(tensors: Mapping[str, Tensor], network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put what `collect` gave into network and optimiser; returns the averaged weights."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimiser": {}}
+    for key, value in tensors.items():
+        part, name = key.split(".", 1)
+        groups[part][name] = value
+    network.load_state_dict(groups["model"])
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in groups["optimiser"].items():
+        index, name = key.split(".", 1)
+        like = torch.empty_like(parameters[int(index)])
+        slots.setdefault(int(index), {})[name] = like.copy_(value) if name != "step" else value
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    return {name: value.to(parameters[0].device) for name, value in groups["ema"].items()}
