@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageOps
 
-from pam_mobile import imageio
+from pam_mobile import files, imageio
 from pam_mobile.errors import InputError, SetupError, UsageError
 from pam_mobile.imageio import read_grey, read_photo, read_trimap, to_integers, write_grey, write_rgba
 
@@ -539,12 +539,12 @@ def test_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pyte
     if existing:
         path.write_bytes(b"before")
 
-    def fill_up(self: Path, data: bytes) -> int:
-        with open(self, "wb") as file:
+    def fill_up(temporary: Path, data: bytes) -> None:
+        with open(temporary, "wb") as file:
             file.write(data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    monkeypatch.setattr(files, "_write", fill_up)
     with pytest.raises(SetupError, match=r"cannot write .*a\.png: No space left on device"):
         write_grey(path, alpha)
     with pytest.raises(SetupError, match=r"cannot write .*a\.png: No space left on device"):
