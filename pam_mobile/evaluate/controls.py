@@ -20,6 +20,7 @@ from ..budget import Budget
 from ..checkpoint import Checkpoint
 from ..cost import GIGA, CostTable
 from ..path import Path, PathSpace
+from ..predict.matter import padded_tensors
 from ..reporter import Reporter
 from ..tables import markdown_table
 from ..train.pathprior import PathPrior, window
@@ -59,11 +60,8 @@ class _Image:
 
     def __init__(self, checkpoint: Checkpoint, sample: Sample) -> None:
         height, width = sample.trimap.shape
-        margin = [(0, -height % 32), (0, -width % 32)]
-        image = np.pad(sample.photo, [*margin, (0, 0)], mode="symmetric")
-        trimap = np.pad(np.rint(sample.trimap / 127.5) / 2, margin, mode="symmetric").astype(np.float32)
         self.network = checkpoint.supernet
-        self.inputs = torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(trimap)[None, None]
+        self.inputs = padded_tensors(sample.photo, sample.trimap)
         self.target = torch.from_numpy(sample.alpha / np.float32(255))
         self.unknown = torch.from_numpy(sample.trimap == 128)
         self.space = _space(checkpoint, height, width)

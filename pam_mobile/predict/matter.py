@@ -137,8 +137,7 @@ class Matter:
         The network chooses its path where it has learned to and the budget leaves a choice. Raises BudgetError if no path fits.
         """
         height, width = trimap.shape
-        image = torch.from_numpy(_pad(pixels)).permute(2, 0, 1)[None].to(self.device)
-        levels = torch.from_numpy(_pad(np.rint(trimap / 127.5).astype(np.float32) / 2))[None, None].to(self.device)
+        image, levels = (x.to(self.device) for x in padded_tensors(pixels, trimap))
         plan = self.plan(height, width, budget)
         choice = self._choice(plan, height, width)
         if choice:
@@ -195,6 +194,15 @@ def _trimap(trimap: Picture, size: tuple[int, ...], photo_name: str) -> np.ndarr
     if levels.shape != size:
         raise InputError(f"trimap has shape {levels.shape}, the image {size}", "give a trimap of the image's size")
     return levels
+
+
+def padded_tensors(pixels: np.ndarray, trimap: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Image (1, 3, H', W') and trimap (1, 1, H', W') with 0, 0.5, 1 as networks take them, H' and W' multiples of 32.
+
+    pixels: (H, W, 3) float32 in [0, 1]; trimap: (H, W) uint8 {0, 128, 255}.
+    """
+    levels = np.rint(trimap / 127.5).astype(np.float32) / 2
+    return torch.from_numpy(_pad(pixels)).permute(2, 0, 1)[None], torch.from_numpy(_pad(levels))[None, None]
 
 
 def _pad(x: np.ndarray) -> np.ndarray:
