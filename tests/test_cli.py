@@ -18,7 +18,8 @@ import pytest
 from strategies import TINY_RUN, picture_files
 
 from pam_mobile import cli
-from pam_mobile.config import to_yaml
+from pam_mobile.config import TrainConfig, to_yaml
+from pam_mobile.errors import UsageError
 
 VERBS = ("quickstart", "train", "eval", "predict", "export", "verify", "info", "doctor")
 
@@ -220,6 +221,24 @@ def test_train_on_own_folders(pam: Any, tmp_path: Path) -> None:
     assert answer.code == 0, answer.err
     document = json.loads((tmp_path / "run" / "stage2" / "checkpoint.json").read_text())
     assert "images of the user" in document["data_licence"]
+
+
+def test_a_config_holds_where_no_option_is_given(pam: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainConfig] = []
+
+    def stop(self: object, config: TrainConfig, *_: object) -> None:
+        seen.append(config)
+        raise UsageError("seen", "stop here")
+
+    monkeypatch.setattr("pam_mobile.train.engine.Trainer.__init__", stop)
+    (tmp_path / "a.yaml").write_text("preset: phone\nprior: false\nseed: 5\nstages: [1, 2]\n")
+    command = ("train", "--out", tmp_path / "run", "--config", tmp_path / "a.yaml")
+    pam(*command)
+    assert (seen[0].preset, seen[0].prior, seen[0].seed, seen[0].stages) == ("phone", False, 5, (1, 2))
+    pam(*command, "--preset", "full", "--prior", "--seed", "0", "--stages", "1")
+    assert (seen[1].preset, seen[1].prior, seen[1].seed, seen[1].stages) == ("full", True, 0, (1,))
+    pam("train", "--out", tmp_path / "run")
+    assert seen[2] == TrainConfig()
 
 
 def bad_inputs(tmp_path: Path, run: Path) -> dict[str, tuple[tuple[object, ...], int, str]]:

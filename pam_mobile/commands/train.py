@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,18 +21,20 @@ from .common import Result, Terminated, split, verb
 def train(
     reporter: Reporter,
     out: Annotated[Path, typer.Option(help="The run folder.")],
-    preset: Annotated[str, typer.Option(help="full, phone, phone-wide or tiny.")] = "tiny",
+    preset: Annotated[str | None, typer.Option(help="full, phone, phone-wide or tiny (default).")] = None,
     stages: Annotated[
-        str, typer.Option(help="Stages to run: 1 whole network, 2 random paths, 3 path learning.")
-    ] = "1,2,3",
-    prior: Annotated[bool, typer.Option(help="Start from the colour prior.")] = True,
+        str, typer.Option(help="Stages to run: 1 whole network, 2 random paths, 3 path learning; all by default.")
+    ] = "",
+    prior: Annotated[
+        bool | None, typer.Option("--prior/--no-prior", help="Start from the colour prior (default).")
+    ] = None,
     data: Annotated[str, typer.Option(help="Data sets, ROOT or NAME:ROOT, separated by commas.")] = "",
     fg: Annotated[Path | None, typer.Option(help="Folder of foregrounds; RGBA files carry their alpha.")] = None,
     alpha: Annotated[Path | None, typer.Option(help="Folder of alphas with the foregrounds' names.")] = None,
     bg: Annotated[Path | None, typer.Option(help="Folder of backgrounds.")] = None,
     steps: Annotated[str, typer.Option(help="Steps per stage, for example 6000,4000.")] = "",
     init: Annotated[str, typer.Option(help="A model to start from instead of fresh weights.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random (0).")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; the options above win.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, for example stage1.learning_rate=1e-3.")
@@ -47,7 +49,7 @@ def train(
     from ..train.material import own_files
 
     base = configuration.load(config) if config else configuration.TrainConfig()
-    numbers = _integers(stages, "--stages")
+    numbers = tuple(_integers(stages, "--stages"))
     material = replace(
         base.data,
         sets=tuple(split(data)) or base.data.sets,
@@ -55,10 +57,10 @@ def train(
         alpha_folder=str(alpha or base.data.alpha_folder),
         background_folder=str(bg or base.data.background_folder),
     )
-    chosen = replace(
-        base, preset=preset, prior=prior, stages=tuple(numbers), init=init or base.init, seed=seed, data=material
-    )
-    for stage, count in zip(numbers, _integers(steps, "--steps"), strict=False):
+    options = {"preset": preset, "prior": prior, "stages": numbers or None, "init": init or None, "seed": seed}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    chosen = replace(base, **given, data=material)
+    for stage, count in zip(chosen.stages, _integers(steps, "--steps"), strict=False):
         chosen = configuration.override(chosen, [f"stage{stage}.steps={count}"])
     chosen = configuration.override(chosen, settings or [])
     own_files(chosen.data)  # a misspelt folder leaves no run folder behind
