@@ -38,10 +38,17 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--count", type=int, default=heldout.COUNT, help="held-out composites per table")
     parser.add_argument("--size", type=int, default=heldout.SIZE, help="their height and width")
+    parser.add_argument("--data-licence", default="", help="what the images of the training were, and their licences")
     parser.add_argument("--baselines", default="half,prior", help="rows beside the network's")
     wishes = parser.parse_args()
     folder = release(
-        FilePath(wishes.run), wishes.name, wishes.count, wishes.size, wishes.baselines.split(","), Reporter()
+        FilePath(wishes.run),
+        wishes.name,
+        wishes.count,
+        wishes.size,
+        wishes.baselines.split(","),
+        Reporter(),
+        data_licence=wishes.data_licence,
     )
     seal = read_sealed_json(folder / checkpoint.DOCUMENT, models.REMEDY)[SEAL]
     sys.stdout.write(f'add to SHIPPED in pam_mobile/models.py:\n    "{wishes.name}": "{seal}",\n')
@@ -55,6 +62,7 @@ def release(
     rivals: Sequence[str],
     reporter: Reporter,
     home: FilePath = models.FOLDER,
+    data_licence: str = "",
 ) -> FilePath:
     """Write the model's folder; returns it. Raises as `checkpoint.load` does."""
     source = checkpoint.find(str(run))
@@ -62,6 +70,7 @@ def release(
     prior = stored_prior(source, found.preset, found.document)
     drop = {"schema_version", "package", "preset", "weights", "paths", SEAL}
     facts = {key: value for key, value in found.document.items() if key not in drop}
+    facts["data_licence"] = data_licence or facts["data_licence"]
     loss = _half_change(found, count, size, reporter)
     checkpoint.save(home / name, found.supernet, found.paths, facts, half=abs(loss) < HALF_CHANGE)
     if prior is not None:

@@ -18,7 +18,8 @@ from pam_mobile.reporter import Silent
 
 @pytest.fixture(scope="module")
 def released(run_folder: FilePath, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
-    return release(run_folder, "mine", 3, 64, ["half", "prior"], Silent(), tmp_path_factory.mktemp("models"))
+    home = tmp_path_factory.mktemp("models")
+    return release(run_folder, "mine", 3, 64, ["half", "prior"], Silent(), home, data_licence="drawn by hand, CC0")
 
 
 def test_the_folder_holds_what_is_pinned_and_nothing_else() -> None:
@@ -46,6 +47,7 @@ def test_a_release_is_the_run_in_float16_with_a_card_of_measured_figures(
     card = (released / models.CARD).read_text()
     assert after.document["weights"]["sha256"] in card
     assert "Does it adapt to the image?" in card
+    assert "| trained on | drawn by hand, CC0 |" in card
     assert "| prior" in card
     halved = (released / checkpoint.WEIGHTS).stat().st_size / (
         run_folder / "stage3" / checkpoint.WEIGHTS
