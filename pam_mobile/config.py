@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path as FilePath
@@ -15,8 +15,22 @@ from cattrs.errors import ClassValidationError
 from .data.order import RANDOM, STYLES
 from .data.synthetic import KINDS
 from .errors import InputError, PamError, UsageError
+from .model.presets import MAX_STRIDE
 
 MOST_DIFFERENCES = 6
+
+
+def _require(settings: Any, place: str, **least: int) -> None:
+    """Raise UsageError naming the first of these settings that is smaller than it may be, or no number."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if not value >= bound:
+            raise UsageError(f"{place}{name}={value} is too small", f"use {bound} or more")
+
+
+def _require_size(name: str, size: int) -> None:
+    if size < MAX_STRIDE or size % MAX_STRIDE:
+        raise UsageError(f"{name}={size} is no size for the network", f"use a multiple of {MAX_STRIDE}")
 
 
 @dataclass(frozen=True)
@@ -27,14 +41,24 @@ class Stage:
     learning_rate: float
     """Peak of the cosine schedule, for the batch sizes of `crops`."""
 
+    def __post_init__(self) -> None:
+        _require(self, "a stage's ", steps=1, learning_rate=0)
+
 
 @dataclass(frozen=True)
 class Crop:
     """A crop size, how many of them form a batch, and in which share of the steps."""
 
     size: int
+    """Height and width, a multiple of 32."""
     batch: int
     share: float
+
+    def __post_init__(self) -> None:
+        _require_size("a crop's size", self.size)
+        _require(self, "a crop's ", batch=1)
+        if not self.share > 0:
+            raise UsageError(f"a crop's share={self.share} is never drawn", "use more than 0, or leave the crop out")
 
 
 @dataclass(frozen=True)
@@ -63,8 +87,9 @@ class Data:
             raise UsageError(f"data.procedural={self.procedural} is not a share", "use 0 up to, but not including, 1")
         if self.style not in (RANDOM, *STYLES):
             raise UsageError(f"data.style={self.style} is not known", f"use {', '.join((RANDOM, *STYLES))}")
-        if self.size < 64:
-            raise UsageError(f"data.size={self.size} is too small for patches", "use 64 pixels or more")
+        if not self.kinds or not set(self.kinds) <= set(KINDS):
+            raise UsageError(f"data.kinds={','.join(self.kinds)} is not known", f"use some of {', '.join(KINDS)}")
+        _require(self, "data.", patches=1, backgrounds=1, size=64)
 
 
 @dataclass(frozen=True)
@@ -74,6 +99,9 @@ class HeldOut:
     composites: int = 32
     size: int = 256
     """Height and width, a multiple of 32."""
+
+    def __post_init__(self) -> None:
+        _require(self, "held_out.", composites=1)
 
 
 @dataclass(frozen=True)
@@ -95,6 +123,12 @@ class PathLearningSettings:
     """0: no distillation."""
     uniform_prior: bool = False
     gumbel_only: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self, "paths.", candidates=1, prior_images=1, prior_paths=1)
+        _require(self, "paths.", head_rate=0, path_weight=0, distillation_weight=0)
+        if not self.temperature > 0:
+            raise UsageError(f"paths.temperature={self.temperature} softens nothing", "use more than 0")
 
 
 @dataclass(frozen=True)
@@ -137,8 +171,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UsageError(f"precision={self.precision!r} is not known", "use auto, fp32 or bf16")
-        if self.shards < 1:
-            raise UsageError(f"shards={self.shards} makes no step", "use 1 or more")
+        _require(self, "", shards=1, seed=0, validate_every=1, save_every=1, warmup=0)
+        _require_size("held_out.size", self.held_out.size)
+        if not self.crops:
+            raise UsageError("crops is empty: there is nothing to train on", "name at least one crop")
         unknown = set(self.stages) - {1, 2, 3}
         if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
             raise UsageError(
@@ -163,9 +199,17 @@ def _plain(value: Any, kind: type) -> Any:
     return value
 
 
+def _texts(value: Any, kind: type) -> tuple[str, ...]:
+    """A list of texts; cattrs alone would take a text for the list of its letters."""
+    if not isinstance(value, list | tuple) or any(type(text) is not str for text in value):
+        raise TypeError
+    return tuple(value)
+
+
 _converter = Converter(forbid_extra_keys=True)
 for _kind in (bool, int, float, str):
     _converter.register_structure_hook(_kind, _plain)
+_converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _texts)
 
 
 def from_dict(values: dict[str, Any], source: str) -> TrainConfig:
@@ -173,14 +217,25 @@ def from_dict(values: dict[str, Any], source: str) -> TrainConfig:
     try:
         return _converter.structure(values, TrainConfig)
     except ClassValidationError as error:
-        for fault in error.exceptions:
-            if isinstance(fault, PamError):
-                raise InputError(f"{source}: {fault.message}", fault.hint) from error
+        for refusal in _refusals(error):
+            raise InputError(f"{source}: {refusal.message}", refusal.hint) from error
         raise InputError(f"{source}: {'; '.join(transform_error(error))}", "see `pam-mobile train --help`") from error
 
 
+def _refusals(fault: Exception) -> Iterator[PamError]:
+    """What the settings' own checks said, wherever in the nested tables it was."""
+    if isinstance(fault, PamError):
+        yield fault
+    elif isinstance(fault, ExceptionGroup):
+        for inner in fault.exceptions:
+            yield from _refusals(inner)
+
+
 def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
-    """The config with `a.b=value` assignments applied; values are YAML. Raises UsageError for an unknown name."""
+    """The config with `a.b=value` assignments applied; values are YAML, lists may do without brackets.
+
+    Raises UsageError for an unknown name, InputError for a value that does not fit.
+    """
     values = asdict(config)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -195,9 +250,12 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(_names(values))}"
             raise UsageError(f"--set {assignment}: {name!r} is not a setting", hint)
         try:
-            target[leaf] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
+            if isinstance(target[leaf], tuple) and not isinstance(value, list):
+                value = yaml.safe_load(f"[{text}]")
         except yaml.YAMLError as error:
             raise UsageError(f"--set {assignment}: the value is not YAML", "quote it") from error
+        target[leaf] = value
     return from_dict(values, "--set")
 
 

@@ -20,10 +20,12 @@ configs = st.builds(
     preset=st.text(st.characters(codec="utf-8", categories=("L", "N")), min_size=1, max_size=8),
     prior=st.booleans(),
     stages=st.sampled_from([(1,), (2,), (1, 2)]),
-    stage1=st.builds(Stage, steps=st.integers(0, 10**7), learning_rate=positive),
-    crops=st.lists(st.builds(Crop, st.integers(32, 512), st.integers(1, 64), positive), max_size=3).map(tuple),
+    stage1=st.builds(Stage, steps=st.integers(1, 10**7), learning_rate=positive),
+    crops=st.lists(
+        st.builds(Crop, st.integers(1, 16).map(lambda n: 32 * n), st.integers(1, 64), positive), min_size=1, max_size=3
+    ).map(tuple),
     data=st.builds(
-        Data, patches=st.integers(0, 10**6), foreground_folder=st.sampled_from(["", "a b/c: d", "Ä#", "no", "1"])
+        Data, patches=st.integers(1, 10**6), foreground_folder=st.sampled_from(["", "a b/c: d", "Ä#", "no", "1"])
     ),
     seed=st.integers(0, 2**63 - 1),
     precision=st.sampled_from(["auto", "fp32", "bf16"]),
@@ -92,6 +94,59 @@ def test_whole_numbers_and_text_serve_as_fractions() -> None:
     config = from_dict(yaml.safe_load("clip: 2\nweight_decay: 1e-3\nbetas: [0, 1e-1]"), "x")
     assert (config.clip, config.weight_decay, config.betas) == (2.0, 0.001, (0.0, 0.1))
     assert type(config.clip) is float
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("stage2.steps=0", "a stage's steps=0"),
+        ("stage1.learning_rate=-1e-3", "a stage's learning_rate=-0.001"),
+        ("stage1.learning_rate=.nan", "a stage's learning_rate=nan"),
+        ("crops=[]", "crops is empty"),
+        ("crops=[{size: 40, batch: 2, share: 1}]", "a crop's size=40"),
+        ("crops=[{size: 0, batch: 2, share: 1}]", "a crop's size=0"),
+        ("crops=[{size: 32, batch: 0, share: 1}]", "a crop's batch=0"),
+        ("crops=[{size: 32, batch: 2, share: 0}]", "a crop's share=0"),
+        ("held_out.size=100", "held_out.size=100"),
+        ("held_out.composites=0", "held_out.composites=0"),
+        ("data.size=63", "data.size=63"),
+        ("data.patches=0", "data.patches=0"),
+        ("data.backgrounds=0", "data.backgrounds=0"),
+        ("data.kinds=hair,wool", "data.kinds=hair,wool"),
+        ("data.style=collage", "data.style=collage"),
+        ("data.procedural=1", "data.procedural=1"),
+        ("paths.candidates=0", "paths.candidates=0"),
+        ("paths.prior_images=0", "paths.prior_images=0"),
+        ("paths.prior_paths=0", "paths.prior_paths=0"),
+        ("paths.temperature=0", "paths.temperature=0"),
+        ("shards=0", "shards=0"),
+        ("seed=-1", "seed=-1"),
+        ("validate_every=0", "validate_every=0"),
+        ("save_every=0", "save_every=0"),
+    ],
+)
+def test_a_value_that_no_run_could_use_is_refused_before_there_is_one(assignment: str, said: str) -> None:
+    """Wherever it is nested, in its own words and with what to use instead."""
+    with pytest.raises(PamError) as caught:
+        override(TrainConfig(), [assignment])
+    assert caught.value.message.startswith(f"--set: {said}")
+    assert caught.value.hint.startswith(("use ", "name at least"))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "name", "value"),
+    [("stages=1,2", "stages", (1, 2)), ("stages=2", "stages", (2,)), ("betas=0.5, 0.9", "betas", (0.5, 0.9))],
+)
+def test_a_list_may_do_without_brackets(assignment: str, name: str, value: object) -> None:
+    assert getattr(override(TrainConfig(), [assignment]), name) == value
+
+
+def test_a_text_is_not_the_list_of_its_letters() -> None:
+    assert override(TrainConfig(), ["data.sets=/data/a"]).data.sets == ("/data/a",)
+    assert override(TrainConfig(), ["data.sets=/data/a,AM-2k:/b"]).data.sets == ("/data/a", "AM-2k:/b")
+    for value in ("/data/a", [1], 3):
+        with pytest.raises(InputError, match=r"@ \$\.data\.sets"):
+            from_dict({"data": {"sets": value}}, "my.yaml")
 
 
 @pytest.mark.parametrize("stages", [(4,), (1, 4), (), (2, 1), (1, 1), (0,)])
