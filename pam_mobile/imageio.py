@@ -334,7 +334,7 @@ def _colour16(path: FilePath, data: bytes) -> np.ndarray:
         raise _damaged(path, str(error)) from error
     if pixels is None:
         raise _damaged(path, "its 16-bit pixels cannot be decoded")
-    return pixels if pixels.ndim == 2 else pixels[..., 2::-1]
+    return pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
 
 
 def _pixels(path: FilePath, image: Image.Image) -> np.ndarray:

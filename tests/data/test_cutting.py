@@ -20,7 +20,7 @@ from pam_mobile.data.folders import images_by_stem
 from pam_mobile.data.patch import make_patch
 from pam_mobile.data.preflight import check_cutout, check_dataset, faults, tolerated
 from pam_mobile.errors import InputError, UsageError
-from pam_mobile.imageio import read_alpha_channel, read_header
+from pam_mobile.imageio import read_alpha_channel, read_header, to_integers
 from pam_mobile.reporter import Reporter, Silent
 from pam_mobile.train.material import load_bank
 
@@ -267,7 +267,15 @@ def test_a_header_is_what_the_pixels_turn_out_to_be(tmp_path: Path, suffix: str)
     if suffix in ("png", "webp", "tif"):
         write(path, np.dstack([noise(), disc()]))
         assert read_header(path) == (WIDTH, HEIGHT, True)
-        assert read_alpha_channel(path).shape == (HEIGHT, WIDTH)
+        assert np.array_equal(to_integers(read_alpha_channel(path), 8), disc())
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_foreground_of_16_bits_keeps_its_alpha(tmp_path: Path, suffix: str) -> None:
+    deep = np.dstack([noise(), disc()]).astype(np.uint16) * 257
+    path = write(tmp_path / f"a.{suffix}", deep)
+    check_cutout(Cutout(path, path))
+    assert np.array_equal(read_cutout(Cutout(path, path)), np.dstack([noise()[..., ::-1], disc()]))
 
 
 def test_a_picture_turned_by_its_orientation_passes_the_check_of_headers(tmp_path: Path) -> None:
