@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ import pytest
 from strategies import TINY_RUN, picture_files
 
 from pam_mobile import cli
+from pam_mobile.commands import doctor
 from pam_mobile.config import TrainConfig, to_yaml
 from pam_mobile.errors import UsageError
 
-VERBS = ("quickstart", "train", "eval", "predict", "export", "verify", "info", "doctor")
+VERBS = ("quickstart", "train", "eval", "predict", "export", "verify", "data check", "data pack", "info", "doctor")
 
 
 @dataclass
@@ -56,12 +59,12 @@ def test_help_is_instant_and_imports_no_torch() -> None:
     code += "print([m for m in ('torch', 'cv2', 'numpy', 'coremltools', 'executorch') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
-    assert all(verb in run.stdout for verb in VERBS)
+    assert all(verb.split()[0] in run.stdout for verb in VERBS)
 
 
 def test_every_verb_has_help_and_the_shared_options(pam: Any) -> None:
     for verb in VERBS:
-        answer = pam(verb, "--help")
+        answer = pam(*verb.split(), "--help")
         assert answer.code == 0
         assert "--json" in answer.out
         assert "--verbose" in answer.out
@@ -182,9 +185,22 @@ def test_info_of_a_preset_says_what_its_units_cost_and_which_paths_fit(pam: Any)
     assert "choose one of full, phone, phone-wide, tiny" in pam("info", "--preset", "huge").err
 
 
-def test_doctor(pam: Any) -> None:
+def test_doctor(pam: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pam("doctor", "--json").json["versions"]["torch"]
     assert "torch" in pam("doctor").out
+    for mode, said in (("torch", "PAM_KERNELS=torch asks for it"), ("fast", "PAM_KERNELS")):
+        monkeypatch.setenv("PAM_KERNELS", mode)
+        assert said in pam("doctor", "--json").json["operators"]
+
+
+def test_doctor_knows_the_extras_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    wanted = {
+        extra: tuple(re.split(r"[<>=;]", need)[0] for need in needs)
+        for extra, needs in project["optional-dependencies"].items()
+        if extra != "dev"
+    }
+    assert wanted == doctor.EXTRAS
 
 
 def test_train_runs_resumes_and_refuses(pam: Any, tmp_path: Path) -> None:
@@ -271,6 +287,11 @@ def bad_inputs(tmp_path: Path, run: Path) -> dict[str, tuple[tuple[object, ...],
         "wrong device": (("predict", image, *good, "--device", "abacus"), 2, "abacus"),
         "unknown option": (("predict", image, "--nonsense"), 2, "--nonsense"),
         "unknown preset": (("train", "--preset", "huge", "--out", tmp_path / "r"), 2, "huge"),
+        "steps for no stage": (
+            ("train", "--stages", "1", "--steps", "3,4", "--out", tmp_path / "r"),
+            2,
+            "2 numbers for 1 stages",
+        ),
         "stage three": (("train", "--stages", "3", "--out", tmp_path / "r"), 2, "knows many paths"),
         "setting misspelt": (("train", "--out", tmp_path / "r", "--set", "stage1.stepz=3"), 2, "stepz"),
         "no data set": (("train", "--out", tmp_path / "r", "--data", tmp_path / "none"), 3, "none"),

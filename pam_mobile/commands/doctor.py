@@ -17,6 +17,7 @@ EXTRAS = {
     "baselines": ("pymatting",),
     "export": ("executorch", "coremltools"),
     "demo": ("scikit-image",),
+    "kernels": ("triton",),
 }
 
 
@@ -66,9 +67,16 @@ def _torch() -> dict[str, Any]:
         return {}
     import torch
 
+    from pam_kernels import dispatch
+
     cuda = torch.cuda.is_available()
+    features = torch.empty((8, 96, 48, 48), device="cuda" if cuda else "cpu")
+    try:
+        operators = dispatch.explain("depthwise_conv2d", features, kernel=5)
+    except (RuntimeError, ValueError) as error:  # PAM_KERNELS asks for what is not there
+        operators = str(error)
     return {
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "operators": "PyTorch reference (hand-written kernels are not there yet)",
+        "operators": operators,
     }
