@@ -145,6 +145,7 @@ class Trainer:
         now = machine.environment(self.processes, self.precision)
         existing = self.out / CONFIG
         if not existing.exists():
+            self._before(self.config.stages[0])  # what it refuses leaves no run behind
             write_sealed_json(self.out / ENVIRONMENT, now)
             write_bytes(existing, to_yaml(self.config).encode())
             return {"done": [], "state": None}
@@ -319,19 +320,26 @@ class Trainer:
         )
 
     def _before(self, stage: int) -> Checkpoint | None:
-        """What a stage begins with: the averaged weights of the stage before, or else the model that the run starts from."""
-        if (self._folder(stage - 1) / checkpoint.DOCUMENT).is_file():
-            return checkpoint.load(self._folder(stage - 1))
-        return checkpoint.load(checkpoint.find(self.config.init)) if self.config.init else None
+        """What a stage begins with: the averaged weights of the stage before, or else the model that the run starts from.
+
+        Raises UsageError if that is a network of another preset.
+        """
+        earlier = [number for number in self.config.stages if number < stage]
+        if earlier:
+            return checkpoint.load(self._folder(earlier[-1]))
+        if not self.config.init:
+            return None
+        model = checkpoint.load(checkpoint.find(self.config.init))
+        if model.preset != self.supernet.preset:
+            raise UsageError(
+                f"{self.config.init} is a {model.preset.label} network, this run trains {self.supernet.preset.label}",
+                "give --preset and --prior of the model, or start without --init",
+            )
+        return model
 
     def _start_from(self, stage: int, objective: Objective) -> None:
         before = self._before(stage)
         if before is not None:
-            if before.preset != self.supernet.preset:
-                raise UsageError(
-                    f"{self.config.init} is a {before.preset.label} network, this run trains {self.supernet.preset.label}",
-                    "give --preset and --prior of the model, or start without --init",
-                )
             self.supernet.load_state_dict(before.supernet.state_dict())
         objective.begin(self.supernet.eval())
         self.ema = {name: value.clone() for name, value in self.supernet.state_dict().items()}

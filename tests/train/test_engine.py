@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from strategies import TINY_RUN
 from pam_mobile import checkpoint
 from pam_mobile.config import Crop, HeldOut, Stage, TrainConfig, differences
 from pam_mobile.cost import CostTable
-from pam_mobile.errors import IntegrityError, UsageError
+from pam_mobile.errors import InputError, IntegrityError, UsageError
 from pam_mobile.path import Path as NetworkPath
 from pam_mobile.path import PathSpace
 from pam_mobile.reporter import Silent
@@ -107,6 +108,54 @@ def test_refusals_name_the_remedy(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="not a training run"):
         Trainer(TINY_RUN, tmp_path, Silent()).run()
+
+
+@pytest.mark.parametrize("stages", [(1,), (3,)])
+def test_a_run_starts_from_the_model_that_it_is_given(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: tuple[int, ...]
+) -> None:
+    entered: list[dict[str, torch.Tensor]] = []
+    step = Trainer._step
+
+    def noted(self: Trainer, *args: Any) -> Any:
+        entered.append({name: value.clone() for name, value in self.supernet.state_dict().items()})
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "_step", noted)
+    Trainer(replace(TINY_RUN, stages=stages, init=str(run_folder / "stage2")), tmp_path / "run", Silent()).run()
+    second = weights(run_folder / "stage2")
+    calibrated = [name for name in second if name.endswith((".semantics.mean", ".semantics.deviation"))]
+    assert all(
+        torch.equal(second[name], entered[0][name]) for name in second if 3 not in stages or name not in calibrated
+    )
+
+
+def test_every_stage_after_the_first_starts_from_the_one_before_it(run_folder: Path, tmp_path: Path) -> None:
+    """Even where a stage is left out: the model that the run starts from is for its first stage."""
+    config = replace(TINY_RUN, stages=(1, 3), init=str(run_folder / "stage2"))
+    trainer = Trainer(config, tmp_path / "run", Silent())
+    trainer.run()
+    begun = trainer._before(3)
+    assert begun is not None
+    first = weights(tmp_path / "run" / "stage1")
+    assert all(torch.equal(value, first[name]) for name, value in begun.supernet.state_dict().items())
+    assert not torch.equal(
+        first["net.encoder.stem.0.weight"], weights(run_folder / "stage2")["net.encoder.stem.0.weight"]
+    )
+
+
+@pytest.mark.parametrize("stages", [(1,), (3,)])
+def test_a_model_that_cannot_be_started_from_is_refused_and_leaves_no_run(
+    run_folder: Path, tmp_path: Path, stages: tuple[int, ...]
+) -> None:
+    out = tmp_path / "run"
+    config = replace(TINY_RUN, stages=stages, init=str(run_folder / "stage2"))
+    with pytest.raises(UsageError, match=r"is a tiny\+prior network, this run trains phone\+prior"):
+        Trainer(replace(config, preset="phone"), out, Silent()).run()
+    with pytest.raises(InputError, match="no model found at nowhere"):
+        Trainer(replace(config, init="nowhere"), out, Silent()).run()
+    assert not (out / "config.yaml").exists()
+    assert Trainer(config, out, Silent()).run() == out / f"stage{stages[-1]}"
 
 
 def test_a_changed_state_is_refused(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
