@@ -60,7 +60,13 @@ def train(
     options = {"preset": preset, "prior": prior, "stages": numbers or None, "init": init or None, "seed": seed}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     chosen = replace(base, **given, data=material)
-    for stage, count in zip(chosen.stages, _integers(steps, "--steps"), strict=False):
+    counts = _integers(steps, "--steps")
+    if len(counts) > len(chosen.stages):
+        raise UsageError(
+            f"--steps {steps} has {len(counts)} numbers for {len(chosen.stages)} stages",
+            "write one for each of --stages",
+        )
+    for stage, count in zip(chosen.stages, counts, strict=False):
         chosen = configuration.override(chosen, [f"stage{stage}.steps={count}"])
     chosen = configuration.override(chosen, settings or [])
     own_files(chosen.data)  # a misspelt folder leaves no run folder behind
