@@ -19,7 +19,14 @@ from .files import verify_file, write_bytes
 
 HEADER_LIMIT = 1_000_000
 """Bytes; the largest preset's training state needs a third of it."""
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Name to element type and shape."""

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
+from .. import tensorfile
 from ..cost import GIGA, CostTable
 from ..data.compose import Batch
 from ..errors import InputError
-from ..files import atomic_path, read_sealed_json, sha256, verify_file, write_sealed_json
+from ..files import read_sealed_json, write_sealed_json
 from ..model.presets import Preset
 from ..model.supernet import Supernet
 from ..path import Path, PathSpace
@@ -92,14 +92,13 @@ class PathPrior:
 
     def save(self, folder: FilePath) -> None:
         """Write the votes with the hashes of the network that judged and of the cost table."""
-        with atomic_path(folder / TENSORS) as temporary:
-            save_file({"votes": torch.from_numpy(self.votes.astype(np.int32))}, temporary)
+        digest = tensorfile.write(folder / TENSORS, {"votes": torch.from_numpy(self.votes.astype(np.int32))})
         document = {
             "budgets": list(self.budgets),
             "step": self.step,
             "judge_sha256": self.judge,
             "cost_sha256": cost_sha256(self.space.table),
-            "tensors_sha256": sha256(folder / TENSORS),
+            "tensors_sha256": digest,
             "report": prior_report(self),
         }
         write_sealed_json(folder / DOCUMENT, document)
@@ -112,9 +111,11 @@ class PathPrior:
             if document[name] != have:
                 kind = "network" if name.startswith("judge") else "cost table"
                 raise InputError(f"{folder / DOCUMENT} was made with another {kind}", REMEDY)
-        verify_file(folder / TENSORS, document["tensors_sha256"], REMEDY)
-        votes = load_file(folder / TENSORS)["votes"].numpy().astype(np.int64)
-        return cls(space, tuple(document["budgets"]), document["step"], votes, judge)
+        budgets, file = tuple(document["budgets"]), folder / TENSORS
+        layout = tensorfile.read_layout(file, document["tensors_sha256"], REMEDY)
+        wanted = {"votes": (torch.int32, (2, len(budgets), len(space)))}
+        tensorfile.require_layout(layout, wanted, file, "the votes for these budgets and paths")
+        return cls(space, budgets, document["step"], tensorfile.read(file)["votes"].numpy().astype(np.int64), judge)
 
 
 def stored_prior(folder: FilePath, preset: Preset, document: dict[str, Any]) -> PathPrior | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path as FilePath
 
@@ -12,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from pam_mobile import tensorfile
 from pam_mobile.config import HeldOut
 from pam_mobile.cost import CostTable
 from pam_mobile.data.compose import Batch
-from pam_mobile.errors import BudgetError, InputError, IntegrityError
+from pam_mobile.errors import BudgetError, InputError, IntegrityError, SetupError
+from pam_mobile.files import read_sealed_json, write_sealed_json
 from pam_mobile.model.presets import preset
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path, PathSpace
@@ -134,3 +137,19 @@ def test_a_saved_prior_reads_back_for_the_same_network_and_costs_only(tmp_path: 
     (tmp_path / pathprior.TENSORS).write_bytes(data)
     with pytest.raises(IntegrityError):
         PathPrior.load(tmp_path, SPACE, "a" * 64)
+
+
+def test_votes_of_another_shape_are_refused_and_a_disk_that_drops_them_is_noticed(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = replace(voted(), judge="a" * 64)
+    prior.save(tmp_path)
+    document = read_sealed_json(tmp_path / pathprior.DOCUMENT, "")
+    votes = {"votes": torch.from_numpy(prior.votes[:, 1:].astype(np.int32))}
+    document["tensors_sha256"] = tensorfile.write(tmp_path / pathprior.TENSORS, votes)
+    write_sealed_json(tmp_path / pathprior.DOCUMENT, document)
+    with pytest.raises(InputError, match=r"does not hold the votes .* int32 \(2, 9, 512\), not int32 \(2, 10, 512\)"):
+        PathPrior.load(tmp_path, SPACE, "a" * 64)
+    monkeypatch.setattr(os, "write", lambda handle, data: len(data))
+    with pytest.raises(SetupError, match="read back"):
+        prior.save(tmp_path / "other")
