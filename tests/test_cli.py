@@ -185,6 +185,20 @@ def test_info_of_a_preset_says_what_its_units_cost_and_which_paths_fit(pam: Any)
     assert "choose one of full, phone, phone-wide, tiny" in pam("info", "--preset", "huge").err
 
 
+def test_eval_controls(pam: Any, run_folder: Path) -> None:
+    rest = ("--data", "held-out", "--count", 2, "--size", 64, "--budgets", "90%", "--controls")
+    command = ("eval", "--model", run_folder, *rest)
+    document = pam(*command, "--json").json
+    assert {row["control"] for row in document["rows"]} >= {"best fixed path", "network, planned", "oracle"}
+    for option in (("--selection", "fixed"), ("--baselines", "half"), ("--against", "half")):
+        answer = pam(*command, *option)
+        assert answer.code == 2
+        assert "do not go with it" in answer.err
+    assert "device 'tpu' is not known" in pam(*command, "--device", "tpu").err
+    assert "has not learned to choose paths" in pam("eval", "--model", run_folder / "stage2", *rest).err
+    assert "give --model once" in pam(*command, "--model", run_folder / "stage2").err
+
+
 def test_doctor(pam: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pam("doctor", "--json").json["versions"]["torch"]
     assert "torch" in pam("doctor").out

@@ -58,7 +58,12 @@ def evaluate(
     load = partial(_images, data, {k: v for k, v in chosen.items() if v is not None}, split(kinds), reporter)
     names = model or [PRIOR]
     if controls:
-        return _controls(names, load, wishes, seed or 0, reporter)
+        if (selection, baselines, against) != (contenders.AUTO, "", PRIOR):
+            raise UsageError(
+                "--controls has rows of its own, so --selection, --baselines and --against do not go with it",
+                "leave them out, or leave out --controls",
+            )
+        return _controls(names, load, wishes, seed or 0, device, reporter)
     extra = dict.fromkeys(name for name in [*split(baselines), *[PRIOR] * (against == PRIOR)] if name not in names)
     ways = split(selection)
     if not ways:
@@ -71,10 +76,11 @@ def evaluate(
 
 
 def _controls(
-    names: list[str], load: Callable[[], ImageSet], budgets: list[Budget], seed: int, reporter: Reporter
+    names: list[str], load: Callable[[], ImageSet], budgets: list[Budget], seed: int, device: str, reporter: Reporter
 ) -> Result:
     from .. import checkpoint
     from ..evaluate import controls
+    from ..predict.matter import choose_device
     from ..train.pathprior import stored_prior
 
     if len(names) != 1:
@@ -83,6 +89,7 @@ def _controls(
     found = checkpoint.load(folder)
     if not found.learned_paths:
         raise UsageError(f"{names[0]} has not learned to choose paths", "train it with --stages 1,2,3")
+    found.supernet.to(choose_device(device))
     prior, images = stored_prior(folder, found.preset, found.document), load()
     rows = controls.controls(found, images, budgets, prior, seed, reporter)
     return Result(controls.to_json(images, rows), controls.to_text(images, rows))

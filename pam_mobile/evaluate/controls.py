@@ -19,6 +19,7 @@ from torch import Tensor
 from ..budget import Budget
 from ..checkpoint import Checkpoint
 from ..cost import GIGA, CostTable
+from ..errors import UsageError
 from ..path import Path, PathSpace
 from ..predict.matter import padded_tensors
 from ..reporter import Reporter
@@ -51,6 +52,7 @@ class ControlRow:
     over_budget: int
     """Images whose path cost more than the budget; always 0."""
     paths: int
+    """Distinct paths that were run."""
     run_share: list[float]
     """Per unit: share of the images whose path runs it."""
 
@@ -61,7 +63,9 @@ class _Image:
     def __init__(self, checkpoint: Checkpoint, sample: Sample) -> None:
         height, width = sample.trimap.shape
         self.network = checkpoint.supernet
-        self.inputs = padded_tensors(sample.photo, sample.trimap)
+        device = next(self.network.parameters()).device
+        image, trimap = padded_tensors(sample.photo, sample.trimap)
+        self.inputs = image.to(device), trimap.to(device)
         self.target = torch.from_numpy(sample.alpha / np.float32(255))
         self.unknown = torch.from_numpy(sample.trimap == 128)
         self.space = _space(checkpoint, height, width)
@@ -74,7 +78,8 @@ class _Image:
 
     def _score(self, alpha: Tensor) -> float:
         height, width = self.target.shape
-        return float((alpha[0, 0, :height, :width] - self.target).abs()[self.unknown].sum()) / 1000
+        error = (alpha[0, 0, :height, :width].cpu() - self.target).abs()
+        return float(error[self.unknown].sum()) / 1000
 
 
 @torch.inference_mode()
@@ -86,10 +91,13 @@ def controls(
     seed: int,
     reporter: Reporter,
 ) -> list[ControlRow]:
-    """All controls at every budget. prior: none if the network was trained without one.
+    """All controls at every budget, on the network's device. prior: none if the network was trained without one.
 
-    Raises BudgetError if a budget leaves nothing to choose at some image's size.
+    Raises UsageError for a single image and for images without another one whose path fits, BudgetError if a budget leaves
+    nothing to choose at some image's size.
     """
+    if len(images.readers) < 2:
+        raise UsageError("controls compare images, here is one", "give two or more")
     rng = np.random.default_rng(seed)
     rows = []
     with reporter.progress("controls", len(images.readers) * len(budgets)) as advance:
@@ -102,8 +110,8 @@ def controls(
                     for path in paths:
                         image.sad(path)
                 advance(note=str(budget))
-            for own, other in zip(taken, taken[1:] + taken[:1], strict=True):
-                own[ANOTHER] = other[PLANNED]
+            for i, (own, image) in enumerate(zip(taken, loaded, strict=True)):
+                own[ANOTHER] = [_of_another(taken[i + 1 :] + taken[:i], image.space.table, budget)]
             for own, image in zip(taken, loaded, strict=True):
                 tried = {path for paths in own.values() for path in paths}
                 own[ORACLE] = [min(tried, key=lambda path: (image.sad(path), image.space.table.cost(path)))]
@@ -134,6 +142,17 @@ def _choices(
         choices[DRAWN] = [p for _ in range(DRAWS) for p in filter(fits, prior.draw(scaled, 1, rng))]
         choices[""] = [p for p in prior.draw(scaled, CANDIDATES, rng) if fits(p)]
     return choices
+
+
+def _of_another(others: Sequence[dict[str, list[Path]]], table: CostTable, budget: Budget) -> Path:
+    """The planned path of the next image; where sizes differ, of the next one whose path keeps the budget here, too."""
+    for (path,) in (other[PLANNED] for other in others):
+        if table.cost(path) <= budget.macs(table):
+            return path
+    raise UsageError(
+        f"no other image's path fits {budget} at {table.height}x{table.width}",
+        "give images of similar sizes, or the budget as a share such as 80%",
+    )
 
 
 def _rows(budget: Budget, images: Sequence[_Image], taken: Sequence[dict[str, list[Path]]]) -> list[ControlRow]:

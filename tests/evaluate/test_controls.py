@@ -12,7 +12,7 @@ import torch
 from pam_mobile import checkpoint
 from pam_mobile.budget import Budget
 from pam_mobile.cost import CostTable
-from pam_mobile.errors import BudgetError, InputError
+from pam_mobile.errors import BudgetError, InputError, UsageError
 from pam_mobile.evaluate import controls as module
 from pam_mobile.evaluate.controls import (
     ANOTHER,
@@ -38,8 +38,9 @@ from pam_mobile.train.pathprior import stored_prior
 BUDGETS = [Budget.parse(text) for text in ("75%", "80%", "85%", "90%", "95%")]
 
 
-def images(count: int, size: tuple[int, int] = (60, 70)) -> ImageSet:
+def images(count: int, *sizes: tuple[int, int]) -> ImageSet:
     def sample(number: int) -> Sample:
+        size = sizes[number % len(sizes)] if sizes else (60, 70)
         rng = np.random.default_rng(number)
         photo = rng.random((*size, 3), np.float32) ** (1 + number)
         return Sample(
@@ -112,6 +113,29 @@ def test_the_path_of_another_image_is_that_of_the_next_one(
     assert rows[PLANNED].against_fixed == Change(-1.0, 0.0)
     assert rows[PLANNED].paths == 3
     assert rows[PLANNED].run_share[:4] == [0.333, 0.333, 0.333, 0]
+
+
+def test_the_path_of_an_image_of_another_size_keeps_the_budget(
+    found: checkpoint.Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that a budget in GMACs allows on a small image may be too dear on a larger one."""
+    sizes = [(320, 352), (320, 320), (320, 352)]
+    budget = Budget.parse("1.2G")
+    mixed = images(3, *sizes)
+    small, large = (CostTable.of(found.preset, *size) for size in ((320, 320), (320, 352)))
+    run, bypass = Path.all_run(len(small.run)), Path.all_bypass(len(small.run))
+    assert small.cost(run) < budget.macs(small) < large.cost(run)
+    monkeypatch.setattr(found.supernet, "plan", lambda image, *_: (None, [run if image.shape[3] == 320 else bypass]))
+    monkeypatch.setattr(module._Image, "sad", lambda image, path: 1.0 + sum(path))
+    rows = {row.control: row for row in controls(found, mixed, [budget], None, 0, Silent())}
+    assert (rows[ANOTHER].over_budget, rows[ANOTHER].run_share) == (0, [0.0] * 9)
+    with pytest.raises(UsageError, match=r"no other image's path fits 1\.2G at 320x352"):
+        controls(found, images(2, *sizes[:2]), [budget], None, 0, Silent())
+
+
+def test_one_image_cannot_be_compared_with_another(found: checkpoint.Checkpoint) -> None:
+    with pytest.raises(UsageError, match="here is one"):
+        controls(found, images(1), BUDGETS[:1], None, 0, Silent())
 
 
 def _row(change: float, error: float, control: str = PLANNED) -> ControlRow:
