@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..imageio import read_grey, read_photo, read_trimap, to_integers
 from .folders import images_by_stem, missing_partner, partners
 from .layouts import Place, expand, find_layout
@@ -117,8 +117,10 @@ class Packed(DataSet):
 def pack(data: DataSet, out: FilePath, largest: int) -> dict[str, int]:
     """Write a data set as shards of at most `largest` bytes (data/shards.py); returns the number of samples by split.
 
-    Raises UsageError if `out` is not empty, InputError for unreadable files.
+    Raises UsageError if the set is packed already or `out` is not empty, InputError for unreadable files.
     """
+    if isinstance(data, Packed):
+        raise UsageError(f"{data.root} is packed already", "pack the folder that it was made from")
 
     def sample(**files: FilePath | None) -> Sample:
         present = {role: path for role, path in files.items() if path}

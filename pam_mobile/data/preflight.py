@@ -78,5 +78,5 @@ def _same_size(image: FilePath, partner: FilePath) -> None:
     if {one.width, one.height} != {other.width, other.height}:
         raise InputError(
             f"{partner} is {other.width}x{other.height}, {image} is {one.width}x{one.height}",
-            "an alpha has the size of its image; do not resize it",
+            "an alpha or a trimap has the size of its image; do not resize it",
         )

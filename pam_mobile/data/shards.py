@@ -55,10 +55,10 @@ class Member(NamedTuple):
 def write_shards(folder: FilePath, splits: dict[str, Iterable[Sample]], layout: str, largest: int) -> dict[str, int]:
     """Pack samples into shards of at most `largest` bytes, or of one sample that is larger. Equal files give equal bytes.
 
-    Returns the number of samples by split. Raises UsageError if the folder is not empty, InputError for unreadable files.
+    Returns the number of samples by split. Raises UsageError if the folder is a file or not empty, InputError for unreadable files.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "choose another --out")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty folder", "choose another --out")
     sizes: dict[str, int] = {}
     counts = dict.fromkeys(splits, 0)
     for split, samples in splits.items():

@@ -341,5 +341,14 @@ def test_an_unsound_set_is_not_packed_and_every_file_is_named(
 
 
 def test_packing_does_not_overwrite(packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match="is not an empty folder"):
         pack(open_dataset(str(tmp_path / "set")), packed, 10**6)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        pack(open_dataset(str(tmp_path / "set")), tmp_path / "file", 10**6)
+
+
+def test_shards_are_not_packed_again(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is packed already"):
+        pack(open_dataset(str(packed)), tmp_path / "again", 10**6)
+    assert not (tmp_path / "again").exists()
