@@ -182,6 +182,8 @@ def test_info_of_a_preset_says_what_its_units_cost_and_which_paths_fit(pam: Any)
     assert "tiny+prior: 1.2" in text
     assert "at 256x256" in text
     assert pam("info", "prior", "--preset", "tiny").code == 2
+    assert "--prior only works with --preset" in pam("info", "--prior").err
+    assert "--size -1 is no size" in pam("info", "prior", "--size", -1).err
     assert "choose one of full, phone, phone-wide, tiny" in pam("info", "--preset", "huge").err
 
 

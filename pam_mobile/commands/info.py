@@ -30,6 +30,10 @@ def info(
     """Show the presets, or what is known about a model: parameters, paths, costs, best path per budget."""
     if model and preset:
         raise UsageError("MODEL and --preset are both given", "give one of them")
+    if prior and not preset:
+        raise UsageError("--prior only works with --preset", "name a preset, or leave it out")
+    if size < 0:
+        raise UsageError(f"--size {size} is no size", "give pixels, or 0 for the preset's own")
     if model:
         return _model(model, size)
     return _preset(preset, prior, size) if preset else _presets(size)
