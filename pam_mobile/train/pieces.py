@@ -2,9 +2,9 @@
 
 python -m pam_mobile.train.pieces --out FOLDER [--from FOLDER] [--minutes 9] -- OPTIONS OF pam-mobile train
 
-A sitting unpacks the run that an earlier one left in --from, continues it, stops it in time, and packs what the next sitting needs into
---out: files of at most 15 MiB, run.tar.00 and so on, and run.json with their hashes. Exit codes: 0 trained, 130 to be continued, 3 no
-NVIDIA GPU, otherwise those of `pam-mobile train`.
+A sitting unpacks the run that an earlier one left in --from, continues it, stops it in time or when it is interrupted, and packs what
+the next sitting needs into --out: files of at most 15 MiB, run.tar.00 and so on, and run.json with their hashes. Exit codes: 0 trained,
+130 to be continued, 3 no NVIDIA GPU, otherwise those of `pam-mobile train`.
 """
 
 from __future__ import annotations
@@ -73,11 +73,12 @@ def unpack(folder: FilePath, run: FilePath) -> None:
 
 
 def sit(run: FilePath, seconds: float, options: list[str]) -> int:
-    """Train for at most that long; returns the exit code of `pam-mobile train`, 130 if there is more to do."""
-    process = subprocess.Popen([sys.executable, "-m", "pam_mobile", "train", "--out", str(run), "--resume", *options])
+    """Train for at most that long, or until Ctrl-C; returns the exit code of `pam-mobile train`, 130 if there is more to do."""
+    command = [sys.executable, "-m", "pam_mobile", "train", "--out", str(run), "--resume", *options]
+    process = subprocess.Popen(command, start_new_session=True)  # a terminal's Ctrl-C reaches it once, from here
     try:
         return process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.send_signal(signal.SIGINT)
         return process.wait()
     finally:
@@ -93,6 +94,7 @@ def main() -> int:
     parser.add_argument("--any-device", action="store_true", help="train without an NVIDIA GPU, too")
     parser.add_argument("options", nargs="*", help="options of pam-mobile train")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is trained so far is packed
     import torch
 
     if not torch.cuda.is_available() and not given.any_device:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +114,8 @@ trap 'echo interrupted > "$0.log"; exit 130' INT
 echo "$@" > "$0.arguments"
 while :; do sleep 0.1; done
 """
+FOLDER = 'mkdir "$5" && touch "$5/config.yaml"\n'
+"""As called by a sitting: -m pam_mobile train --out FOLDER."""
 
 
 def test_a_sitting_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +128,27 @@ def test_a_sitting_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "python.arguments").read_text().split() == [
         *("-m", "pam_mobile", "train", "--out", str(tmp_path / "run"), "--resume", "--preset", "phone")
     ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to_all", [False, True], ids=["alone", "like-a-terminal"])
+def test_an_interrupted_sitting_packs_what_was_trained(tmp_path: Path, number: int, to_all: bool) -> None:
+    """Whether the signal reaches one process or, as from a terminal, all of its group."""
+    child = tmp_path / "python"
+    child.write_text(STUBBORN.replace("130' INT", "130' INT; trap 'exit 1' TERM").replace("while", FOLDER + "while"))
+    child.chmod(0o755)
+    code = f"import sys; sys.executable = {str(child)!r}; from pam_mobile.train.pieces import main; sys.exit(main())"
+    arguments = ["--any-device", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "parts")]
+    sitting = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (os.killpg if to_all else os.kill)(sitting.pid, number)
+    error = sitting.communicate(timeout=30)[1]
+    assert sitting.returncode == 130, error
+    assert error.startswith("continue: python -m pam_mobile.train.pieces --from ")
+    assert (tmp_path / "python.log").read_text() == "interrupted\n"
+    unpack(tmp_path / "parts", tmp_path / "again")
+    assert (tmp_path / "again" / "config.yaml").exists()
