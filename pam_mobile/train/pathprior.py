@@ -113,7 +113,7 @@ class PathPrior:
                 raise InputError(f"{folder / DOCUMENT} was made with another {kind}", REMEDY)
         budgets, file = tuple(document["budgets"]), folder / TENSORS
         layout = tensorfile.read_layout(file, document["tensors_sha256"], REMEDY)
-        wanted = {"votes": (torch.int32, (2, len(budgets), len(space)))}
+        wanted: tensorfile.Layout = {"votes": (torch.int32, (2, len(budgets), len(space)))}
         tensorfile.require_layout(layout, wanted, file, "the votes for these budgets and paths")
         return cls(space, budgets, document["step"], tensorfile.read(file)["votes"].numpy().astype(np.int64), judge)
 
