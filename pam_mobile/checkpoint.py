@@ -48,13 +48,13 @@ class Checkpoint:
 def save(folder: FilePath, supernet: Supernet, paths: PathTable, facts: dict[str, Any], half: bool = False) -> None:
     """Write a checkpoint; the document comes last, so that a folder without one is not a checkpoint.
 
-    half: store the weights as float16; they are read back as float32.
+    half: store weights as float16, which are read back as float32; biases and statistics, which may be large, stay as they are.
 
     Raises PartialFailureError, and writes nothing, if a weight is not finite.
     """
     state = supernet.state_dict()
     if half:
-        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+        state = {name: t.half() if t.is_floating_point() and t.dim() > 1 else t for name, t in state.items()}
     digest = tensorfile.write(folder / WEIGHTS, state)
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -88,7 +88,10 @@ def load(folder: FilePath) -> Checkpoint:
     weights = folder / WEIGHTS
     layout, wanted = tensorfile.read_layout(weights, digest, REMEDY), network_layout(preset)
     if half:
-        wanted = {n: (torch.float16 if d.is_floating_point else d, shape) for n, (d, shape) in wanted.items()}
+        wanted = {
+            name: (torch.float16 if dtype.is_floating_point and len(shape) > 1 else dtype, shape)
+            for name, (dtype, shape) in wanted.items()
+        }
     kept = [name for name in wanted if version == SCHEMA_VERSION or not chooses(name)]
     if version == WITHOUT_CHOICE:
         layout = {name: kind for name, kind in layout.items() if not chooses(name)}

@@ -86,7 +86,9 @@ def _half_change(found: Checkpoint, count: int, size: int, reporter: Reporter) -
     path = Path.all_run(len(found.supernet.units))
     before = sads(found.supernet, batches, path)
     state = {name: value.clone() for name, value in found.supernet.state_dict().items()}
-    found.supernet.load_state_dict({n: v.half().float() if v.is_floating_point() else v for n, v in state.items()})
+    found.supernet.load_state_dict(
+        {n: v.half().float() if v.is_floating_point() and v.dim() > 1 else v for n, v in state.items()}
+    )
     after = sads(found.supernet, batches, path)
     found.supernet.load_state_dict(state)
     return change(after, before)[0]

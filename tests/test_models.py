@@ -40,7 +40,7 @@ def test_a_release_is_the_run_in_float16_with_a_card_of_measured_figures(
     before, after = checkpoint.load(run_folder / "stage3"), checkpoint.load(released)
     assert after.document["weights"]["half"]
     for name, value in before.supernet.state_dict().items():
-        expected = value.half().float() if value.is_floating_point() else value
+        expected = value.half().float() if value.is_floating_point() and value.dim() > 1 else value
         assert torch.equal(after.supernet.state_dict()[name], expected)
     assert after.document["training"] == before.document["training"]
     assert after.learned_paths
@@ -53,6 +53,14 @@ def test_a_release_is_the_run_in_float16_with_a_card_of_measured_figures(
         run_folder / "stage3" / checkpoint.WEIGHTS
     ).stat().st_size
     assert 0.45 < halved < 0.6
+
+
+def test_large_statistics_survive_a_release_in_float16(run_folder: FilePath, tmp_path: FilePath) -> None:
+    found = checkpoint.load(run_folder / "stage3")
+    variance = found.supernet.net.encoder.down16[1].running_var
+    variance.fill_(1e6)
+    checkpoint.save(tmp_path, found.supernet, found.paths, {"stage": 3}, half=True)
+    assert (checkpoint.load(tmp_path).supernet.net.encoder.down16[1].running_var == 1e6).all()
 
 
 def test_a_shipped_model_is_found_by_name_and_refused_when_changed(
