@@ -93,7 +93,7 @@ class Matter:
 
     @classmethod
     def load(cls, model: str | FilePath = PRIOR, device: str = "auto", selection: str = "auto") -> Matter:
-        """Load a run folder, a checkpoint or `prior`.
+        """Load a shipped model, a run folder, a checkpoint or `prior`.
 
         Raises InputError if there is none, IntegrityError if it is damaged, UsageError if the device is not there or the model
         cannot choose its paths so.
@@ -180,20 +180,28 @@ def choose_device(wish: str) -> torch.device:
 def _photo(image: Picture) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         return read_photo(image).pixels
-    if image.ndim != 3 or image.shape[2] != 3:
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise InputError(f"image has shape {image.shape}", "give (H, W, 3)")
-    if image.dtype.kind == "f":
-        return image.astype(np.float32)
-    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    if image.dtype in (np.uint8, np.uint16):
+        return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
+        raise InputError(
+            f"image is {image.dtype} with values from {image.min()} to {image.max()}",
+            "give uint8, uint16, or float in [0, 1]",
+        )
+    return image.astype(np.float32)
 
 
 def _trimap(trimap: Picture, size: tuple[int, ...], photo_name: str) -> np.ndarray:
     if not isinstance(trimap, np.ndarray):
         return read_trimap(trimap, (size[0], size[1]), photo_name)
-    levels = quantise_trimap(trimap)
-    if levels.shape != size:
-        raise InputError(f"trimap has shape {levels.shape}, the image {size}", "give a trimap of the image's size")
-    return levels
+    if trimap.shape != size:
+        raise InputError(
+            f"trimap has shape {trimap.shape}, the image {size}", "give a trimap (H, W) of the image's size"
+        )
+    if trimap.dtype != np.uint8:
+        raise InputError(f"trimap is {trimap.dtype}", "give uint8 with 0, 128 and 255")
+    return quantise_trimap(trimap)
 
 
 def padded_tensors(pixels: np.ndarray, trimap: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -197,3 +197,23 @@ def tensors(pixels: np.ndarray, trimap: np.ndarray) -> tuple[torch.Tensor, torch
     image = np.pad(pixels, [*margin, (0, 0)], mode="symmetric")
     levels = np.pad(np.rint(trimap / 127.5) / 2, margin, mode="symmetric").astype(np.float32)
     return torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(levels)[None, None]
+
+
+@pytest.mark.parametrize(
+    ("image", "trimap", "said"),
+    [
+        (np.zeros((8, 8)), np.zeros((8, 8), np.uint8), r"image has shape \(8, 8\)"),
+        (np.zeros((0, 8, 3)), np.zeros((0, 8), np.uint8), r"image has shape \(0, 8, 3\)"),
+        (np.full((8, 8, 3), 255.0), np.zeros((8, 8), np.uint8), "image is float64 with values from 255.0 to 255.0"),
+        (np.full((8, 8, 3), np.nan), np.zeros((8, 8), np.uint8), "image is float64 with values from nan to nan"),
+        (np.zeros((8, 8, 3), np.int64), np.zeros((8, 8), np.uint8), "image is int64"),
+        (np.zeros((8, 8, 3), bool), np.zeros((8, 8), np.uint8), "image is bool"),
+        (np.zeros((8, 8, 3)), np.zeros((8, 8)), "trimap is float64"),
+        (np.zeros((8, 8, 3)), np.zeros((8, 8, 3), np.uint8), r"trimap has shape \(8, 8, 3\)"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_refused(
+    matter: Matter, image: np.ndarray, trimap: np.ndarray, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        matter.predict(image, trimap)
