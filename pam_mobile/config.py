@@ -89,7 +89,7 @@ class Data:
             raise UsageError(f"data.style={self.style} is not known", f"use {', '.join((RANDOM, *STYLES))}")
         if not self.kinds or not set(self.kinds) <= set(KINDS):
             raise UsageError(f"data.kinds={','.join(self.kinds)} is not known", f"use some of {', '.join(KINDS)}")
-        _require(self, "data.", patches=1, backgrounds=1, size=64)
+        _require(self, "data.", patches=1 + (self.style not in (RANDOM, "single")), backgrounds=1, size=64)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,14 @@ def test_a_value_that_no_run_could_use_is_refused_before_there_is_one(assignment
     assert caught.value.hint.startswith(("use ", "name at least"))
 
 
+def test_two_foregrounds_can_only_be_combined_where_there_are_two() -> None:
+    for style in ("naive", "rcf", "triplet", "quadruplet"):
+        with pytest.raises(InputError, match=r"data\.patches=1"):
+            override(TrainConfig(), ["data.patches=1", f"data.style={style}"])
+        override(TrainConfig(), ["data.patches=2", f"data.style={style}"])
+    override(TrainConfig(), ["data.patches=1", "data.style=single"])
+
+
 @pytest.mark.parametrize(
     ("assignment", "name", "value"),
     [("stages=1,2", "stages", (1, 2)), ("stages=2", "stages", (2,)), ("betas=0.5, 0.9", "betas", (0.5, 0.9))],
