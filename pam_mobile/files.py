@@ -184,8 +184,12 @@ def read_sealed_json(path: FilePath, remedy: str) -> dict[str, Any]:
 
 
 def verify_file(path: FilePath, expected_sha256: str, remedy: str) -> None:
-    """Raise InputError if `path` is missing, IntegrityError if its SHA-256 is another."""
+    """Raise InputError if `path` is missing or cannot be read, IntegrityError if its SHA-256 is another."""
     if not path.is_file():
         raise InputError(f"{path} does not exist", remedy)
-    if sha256(path) != expected_sha256:
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", remedy) from error
+    if found != expected_sha256:
         raise IntegrityError(f"{path} is damaged: its SHA-256 is not the recorded one", remedy)

@@ -344,6 +344,19 @@ def test_verify_file_notices_a_change_and_an_absence(tmp_path: FilePath) -> None
         verify_file(file, good, "copy again")
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_read_is_an_input_error(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "a").write_bytes(b"abc")
+    monkeypatch.setattr(hashlib, "file_digest", refuse)  # root reads everything
+    with pytest.raises(InputError, match=f"cannot read .*a: {os.strerror(number)}"):
+        verify_file(tmp_path / "a", "0" * 64, "copy again")
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()
