@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import PamError, PartialFailureError
+from ..errors import PamError, PartialFailureError, UsageError
 
 STEP_SECONDS = 30
 """A process that is this late for the sum of a step's gradients counts as lost."""
@@ -92,6 +92,11 @@ class Processes:
 
 def _device(local_rank: int) -> torch.device:
     if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs",
+                "start one process per GPU",
+            )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
