@@ -33,7 +33,7 @@ SPLIT_SEEDS = 1_000_000
 def held_out_composites(
     held_out: HeldOut, kinds: Sequence[str], split: int, device: torch.device, reporter: Reporter | None = None
 ) -> list[Batch]:
-    """Fixed composites in batches, every matte once and whole. split: SELECTION or REPORT."""
+    """Fixed composites in batches, every matte once and whole. split: SELECTION, REPORT or VOTES."""
     count = held_out.composites
     seed = HELD_OUT_SEED + split * SPLIT_SEEDS
     bank = synthetic_bank(seed, count, count, held_out.size, kinds, reporter).to(device)
