@@ -43,6 +43,9 @@ def test_quickstart_does_the_main_job_and_the_second_run_is_quick(
         assert row["files"]["executorch"]["max_difference"] <= 1e-4
         assert row["milliseconds"] > 0
         assert row["sad"] > 0
+        assert row["sad_fixed"] > 0
+        assert 1 <= row["paths_chosen"] <= 4
+    assert report["budgets"][2]["sad"] == report["budgets"][2]["sad_fixed"], "the largest budget leaves no choice"
     assert cv2.imread(str(tmp_path / "picture.png")).shape[1] == 1200
     assert len(list((tmp_path / "photo").glob("*.png"))) == 6
     assert "pam-mobile predict" in result.text

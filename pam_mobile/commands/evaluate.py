@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ..evaluate.images import ImageSet
 
 
+CONTROLLED = ("75%", "80%", "85%", "90%", "95%")
+"""At the largest path's cost there is nothing to choose."""
+
+
 @verb
 def evaluate(
     reporter: Reporter,
@@ -29,7 +33,9 @@ def evaluate(
     model: Annotated[
         list[str] | None, typer.Option(help="A run folder, a checkpoint, or `prior` (default); may be repeated.")
     ] = None,
-    budgets: Annotated[str, typer.Option(help="Budgets, for example 80%,100%.")] = "100%",
+    budgets: Annotated[
+        str, typer.Option(help="Budgets, for example 80%,90%; none: 100%, with --controls five below it.")
+    ] = "",
     selection: Annotated[
         str, typer.Option(help="How paths are chosen: auto, fixed, planned, stepwise; several make several rows.")
     ] = "auto",
@@ -51,9 +57,7 @@ def evaluate(
     from ..evaluate import contenders, report
     from ..predict.matter import PRIOR
 
-    wishes = [Budget.parse(text) for text in split(budgets)]
-    if not wishes:
-        raise UsageError("--budgets names no budget", "write for example --budgets 80%,100%")
+    wishes = [Budget.parse(text) for text in split(budgets) or (CONTROLLED if controls else ("100%",))]
     chosen = {"count": count, "size": size, "seed": seed}
     load = partial(_images, data, {k: v for k, v in chosen.items() if v is not None}, split(kinds), reporter)
     names = model or [PRIOR]
