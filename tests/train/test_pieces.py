@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,14 @@ def test_a_run_that_moved_comes_to_the_same_end(forks: Forks, reference: Referen
     mine = {name: digest for name, digest in results(tmp_path / "there").items() if "stage1" not in name}
     assert all(digest == reference.results[name] for name, digest in mine.items())
     assert "stage3/model.safetensors" in mine
+
+
+@pytest.fixture(autouse=True)
+def _hear_interrupts() -> Iterator[None]:
+    """What a shell starts in the background ignores SIGINT, and children inherit that: undo it, wherever the tests run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 STUBBORN = """#!/bin/sh
