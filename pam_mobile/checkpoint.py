@@ -48,13 +48,11 @@ class Checkpoint:
 def save(folder: FilePath, supernet: Supernet, paths: PathTable, facts: dict[str, Any], half: bool = False) -> None:
     """Write a checkpoint; the document comes last, so that a folder without one is not a checkpoint.
 
-    half: store weights as float16, which are read back as float32; biases and statistics, which may be large, stay as they are.
+    half: store the weights as `halved` makes them; they are read back as float32.
 
     Raises PartialFailureError, and writes nothing, if a weight is not finite.
     """
-    state = supernet.state_dict()
-    if half:
-        state = {name: t.half() if t.is_floating_point() and t.dim() > 1 else t for name, t in state.items()}
+    state = halved(supernet.state_dict()) if half else supernet.state_dict()
     digest = tensorfile.write(folder / WEIGHTS, state)
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -65,6 +63,11 @@ def save(folder: FilePath, supernet: Supernet, paths: PathTable, facts: dict[str
         **facts,
     }
     write_sealed_json(folder / DOCUMENT, document)
+
+
+def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with weights in float16; biases and statistics, which may be large, stay as they are."""
+    return {name: t.half() if t.is_floating_point() and t.dim() > 1 else t for name, t in state.items()}
 
 
 def load(folder: FilePath) -> Checkpoint:
@@ -86,12 +89,7 @@ def load(folder: FilePath) -> Checkpoint:
     except (ClassValidationError, KeyError, TypeError, ValueError, PamError) as error:
         raise InputError(f"{folder / DOCUMENT} is not a checkpoint's document", REMEDY) from error
     weights = folder / WEIGHTS
-    layout, wanted = tensorfile.read_layout(weights, digest, REMEDY), network_layout(preset)
-    if half:
-        wanted = {
-            name: (torch.float16 if dtype.is_floating_point and len(shape) > 1 else dtype, shape)
-            for name, (dtype, shape) in wanted.items()
-        }
+    layout, wanted = tensorfile.read_layout(weights, digest, REMEDY), network_layout(preset, half)
     kept = [name for name in wanted if version == SCHEMA_VERSION or not chooses(name)]
     if version == WITHOUT_CHOICE:
         layout = {name: kind for name, kind in layout.items() if not chooses(name)}
@@ -106,11 +104,15 @@ def load(folder: FilePath) -> Checkpoint:
     return Checkpoint(supernet.eval(), paths, document)
 
 
-def network_layout(preset: Preset) -> Layout:
-    """Names, types and shapes of a preset's weights, without making them. Raises InputError if there is no such network."""
+def network_layout(preset: Preset, half: bool = False) -> Layout:
+    """Names, types and shapes of a preset's weights as they are stored, without making them.
+
+    Raises InputError if there is no such network.
+    """
     try:
         with torch.device("meta"):
-            return layout_of(Supernet(preset).state_dict())
+            state = Supernet(preset).state_dict()
+            return layout_of(halved(state) if half else state)
     except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError, PamError) as error:
         raise InputError(f"the preset {preset.label} describes no network", REMEDY) from error
 

@@ -27,7 +27,7 @@ from .reporter import Reporter
 from .train.pathprior import PathPrior, stored_prior
 from .train.validate import change, sads
 
-BUDGETS = ("75%", "80%", "85%", "90%", "95%", "100%")
+BUDGETS = (*controls.BUDGETS, "100%")
 HALF_CHANGE = 0.002
 """Weights are stored as float16 if SAD changes by less than this share."""
 
@@ -86,9 +86,7 @@ def _half_change(found: Checkpoint, count: int, size: int, reporter: Reporter) -
     path = Path.all_run(len(found.supernet.units))
     before = sads(found.supernet, batches, path)
     state = {name: value.clone() for name, value in found.supernet.state_dict().items()}
-    found.supernet.load_state_dict(
-        {n: v.half().float() if v.is_floating_point() and v.dim() > 1 else v for n, v in state.items()}
-    )
+    found.supernet.load_state_dict(checkpoint.halved(state))
     after = sads(found.supernet, batches, path)
     found.supernet.load_state_dict(state)
     return change(after, before)[0]
@@ -116,7 +114,7 @@ def _card(
     judged = ""
     if found.learned_paths:
         images = heldout.held_out_images(count, size, training.data.kinds, seed=1)
-        wishes = [Budget.parse(text) for text in BUDGETS[:-1]]
+        wishes = [Budget.parse(text) for text in controls.BUDGETS]
         rows = controls.controls(found, images, wishes, prior, 0, reporter)
         judged = f"\n\n## Does it adapt to the image?\n\n{controls.to_text(images, rows)}"
     unseen_words = f" The second table shows {', '.join(unseen)}, which were never trained on." if unseen else ""

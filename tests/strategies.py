@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from pam_mobile.config import Crop, Data, HeldOut, PathLearningSettings, Stage, TrainConfig
+from pam_mobile.reporter import Silent
 
 TINY_RUN = TrainConfig(
     stage1=Stage(steps=4, learning_rate=1e-3),
@@ -21,6 +22,17 @@ TINY_RUN = TrainConfig(
     validate_every=2,
     save_every=2,
 )
+
+
+class Ear(Silent):
+    """A reporter that keeps the warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.heard.append(text)
 
 
 def picture_files(folder: Path, height: int = 45, width: int = 70, name: str = "x") -> tuple[Path, Path, Path]:

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from ..evaluate.images import ImageSet
 
 
-CONTROLLED = ("75%", "80%", "85%", "90%", "95%")
-"""At the largest path's cost there is nothing to choose."""
-
-
 @verb
 def evaluate(
     reporter: Reporter,
@@ -55,9 +51,10 @@ def evaluate(
     from ..budget import Budget
     from ..evaluate import baselines as simple
     from ..evaluate import contenders, report
+    from ..evaluate import controls as control
     from ..predict.matter import PRIOR
 
-    wishes = [Budget.parse(text) for text in split(budgets) or (CONTROLLED if controls else ("100%",))]
+    wishes = [Budget.parse(text) for text in split(budgets) or (control.BUDGETS if controls else ("100%",))]
     chosen = {"count": count, "size": size, "seed": seed}
     load = partial(_images, data, {k: v for k, v in chosen.items() if v is not None}, split(kinds), reporter)
     names = model or [PRIOR]

@@ -28,6 +28,8 @@ from ..train.pathprior import PathPrior, window
 from .images import ImageSet, Sample
 from .report import Change
 
+BUDGETS = ("75%", "80%", "85%", "90%", "95%")
+"""What is asked where nothing else is; at the largest path's cost there is nothing to choose."""
 DRAWS = 3
 """Random controls are means over so many draws per image."""
 CANDIDATES = 4

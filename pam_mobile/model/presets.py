@@ -91,6 +91,22 @@ class Preset:
         return self.name + "+prior" * self.prior + "+skip" * (not self.connect)
 
 
+PHONE = Preset(
+    name="phone",
+    kernel=5,
+    stem=12,
+    channels=(24, 40, 96, 144, 224),
+    encoder_convs=(0, 1),
+    encoder_units=(2, 3, 2),
+    ppm=1,
+    decoder_units=(1, 1, 1),
+    decoder_channels=(20, 12),
+    decoder_convs=(0, 0, 1),
+    last_unit_blocks=2,
+    reference=512,
+    budget_step=10**8,
+)
+
 PRESETS = {
     "full": Preset(
         name="full",
@@ -107,35 +123,13 @@ PRESETS = {
         reference=1024,
         budget_step=10**9,
     ),
-    "phone": Preset(
-        name="phone",
-        kernel=5,
-        stem=12,
-        channels=(24, 40, 96, 144, 224),
-        encoder_convs=(0, 1),
-        encoder_units=(2, 3, 2),
-        ppm=1,
-        decoder_units=(1, 1, 1),
-        decoder_channels=(20, 12),
-        decoder_convs=(0, 0, 1),
-        last_unit_blocks=2,
-        reference=512,
-        budget_step=10**8,
-    ),
-    "phone-wide": Preset(
+    "phone": PHONE,
+    "phone-wide": replace(
+        PHONE,
         name="phone-wide",
-        kernel=5,
-        stem=12,
-        channels=(24, 40, 96, 144, 224),
-        encoder_convs=(0, 1),
-        encoder_units=(2, 3, 2),
-        ppm=1,
         decoder_units=(1, 2, 2),
         decoder_channels=(24, 12),
         decoder_convs=(0, 0, 0),
-        last_unit_blocks=2,
-        reference=512,
-        budget_step=10**8,
         tail_kernel=1,
         tail_units=(1, 1),
     ),

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import HEIGHT, WIDTH, cutout_files, disc, noise, truncate, write
+from strategies import Ear
 
 from pam_mobile.config import Data
 from pam_mobile.data import cutting
@@ -23,15 +24,6 @@ from pam_mobile.errors import InputError, UsageError
 from pam_mobile.imageio import read_alpha_channel, read_header, to_integers
 from pam_mobile.reporter import Reporter, Silent
 from pam_mobile.train.material import load_bank
-
-
-class Listener(Silent):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.heard.append(text)
 
 
 def cutouts(root: Path, count: int) -> list[Cutout]:
@@ -131,7 +123,7 @@ def test_one_of_fifty_is_passed_over_by_name_and_leaves_no_trace(tmp_path: Path,
     items = cutouts(tmp_path, 50)
     expected = patches([item for item in items if item != items[which]], 110)
     spoil(items[which])
-    listener = Listener()
+    listener = Ear()
     assert torch.equal(patches(items, 110, reporter=listener), expected)
     assert len(listener.heard) == 1
     assert "passed over" in listener.heard[0]
@@ -144,7 +136,7 @@ def test_more_than_one_in_a_hundred_stops_and_names_every_file(tmp_path: Path, s
     items = cutouts(tmp_path, 50)
     for which in (3, 31):
         spoil(items[which])
-    listener = Listener()
+    listener = Ear()
     with pytest.raises(InputError, match=r"2 of 50 images cannot be used, the first: .*003\.png"):
         patches(items, 60, reporter=listener)
     assert [("003.png" in text, "031.png" in text) for text in listener.heard] == [(True, False), (False, True)]
@@ -171,7 +163,7 @@ def test_a_file_that_vanishes_while_patches_are_cut_is_passed_over(
         return read_cutout(cutout)
 
     monkeypatch.setattr(cutting, "read_cutout", delete_meanwhile)
-    listener = Listener()
+    listener = Ear()
     assert torch.equal(patches(items, 60, reporter=listener), expected)
     assert "030.png does not exist" in listener.heard[0]
 

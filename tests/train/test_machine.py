@@ -6,21 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from strategies import Ear
 
 from pam_mobile.errors import UsageError
 from pam_mobile.files import write_sealed_json
 from pam_mobile.reporter import Silent
 from pam_mobile.train import machine
 from pam_mobile.train.processes import Processes
-
-
-class Ear(Silent):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.heard.append(text)
 
 
 @pytest.mark.parametrize("name", ["pam_mobile", "torch", "device", "precision"])

@@ -8,20 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from strategies import Ear
 
 from pam_mobile.errors import InputError, IntegrityError, PartialFailureError
-from pam_mobile.reporter import Silent
 from pam_mobile.tensorfile import Layout
 from pam_mobile.train.runstate import RunState
-
-
-class Ear(Silent):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heard: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.heard.append(text)
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
