@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pam_export import executorch
+from pam_export.artifact import FORWARD, Part
 from pam_export.manifest import git_state
 from pam_export.parity import cases
 from pam_export.quiet import quiet
@@ -113,7 +114,7 @@ def measure(case: Case, size: int, runs: int, threads: Iterable[int]) -> list[di
     with tempfile.TemporaryDirectory() as folder:
         artifact = FilePath(folder) / "bench.pte"
         started = time.perf_counter()
-        executorch.build(wrap(module), inputs, artifact, {})
+        executorch.build([Part(FORWARD, wrap(module), inputs)], artifact, {})
         print(f"{case.name}: lowered in {time.perf_counter() - started:.0f} s", file=sys.stderr)  # noqa: T201
         rows = []
         for count in threads:
@@ -135,8 +136,8 @@ def race(
 
         # A runtime keeps the thread pool that it finds when it is loaded.
         _portable_lib._unsafe_reset_threadpool(threads)
-        program = executorch.load(artifact)
-        method = program.load_method(executorch.FORWARD)
+        program = executorch.open_program(artifact)
+        method = program.load_method(FORWARD)
         difference = float((module(*inputs) - method.execute(inputs)[0]).abs().mean())
         sides: list[Callable[[], Any]] = [lambda: module(*inputs), lambda: method.execute(inputs)]
         samples = [[_milliseconds(side) for side in sides] for _ in range(WARM_UP + runs)][WARM_UP:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,38 +11,54 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import nn
 
-from pam_mobile.cost import GIGA
-from pam_mobile.model.subnet import parameter_count
+from pam_mobile.errors import PamError
+from pam_mobile.files import read_sealed_json, write_sealed_json
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.reporter import Reporter
 from pam_mobile.workers import in_processes
 
-from .parity import Case, reference
+from . import manifest
+from .artifact import Pair, Part
+from .parity import Case, cases
 from .plan import Plan, key_facts
+from .publish import remove
+from .quality import calibration_cases
 from .wrapper import network_of, wrap
+
+DONE = ".done"
+"""Folder of the notes that say which artifacts of an interrupted export are complete."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What it takes to build one artifact. inputs: the size's cases."""
+    """What it takes to build one artifact. networks: one per method, or the supernet alone."""
 
     plan: Plan
-    network: nn.Module
-    file: FilePath
-    facts: dict[str, str | int]
-    inputs: list[Case]
+    networks: tuple[nn.Module, ...]
+    folder: FilePath
+    info: Mapping[str, Any]
+    calibration: Mapping[int, list[Case]]
+    fingerprint: str
+
+    @property
+    def file(self) -> FilePath:
+        return self.folder / self.plan.name
+
+    @property
+    def note(self) -> FilePath:
+        return self.folder / DONE / f"{self.plan.name}.json"
 
 
 @dataclass(frozen=True)
 class Built:
-    """An artifact in the staging folder, and what PyTorch computes for it on the size's cases."""
+    """An artifact in the staging folder."""
 
     plan: Plan
-    params: int
+    info: Mapping[str, Any]
     backend: dict[str, Any]
-    expected: list[Tensor]
     seconds: float
 
 
@@ -48,40 +66,78 @@ def build_all(
     supernet: Supernet,
     plans: Sequence[Plan],
     folder: FilePath,
-    inputs: Mapping[int, list[Case]],
     model: Mapping[str, Any],
     reporter: Reporter,
     workers: int,
 ) -> list[Built]:
-    """Build every plan; lowering is slow Python that keeps one core busy, so several run at the same time."""
-    orders = [
-        Order(
-            p,
-            network_of(supernet, p.choice.path),
-            folder / p.name,
-            key_facts(p, supernet.preset, model),
-            inputs[p.size],
-        )
-        for p in plans
-    ]
+    """Build every plan in `folder`; what an interrupted export left there complete is taken over."""
+    (folder / DONE).mkdir(exist_ok=True)
+    sizes = {size for p in plans if p.recipe.calibrated for size in p.sizes}
+    calibration = {size: calibration_cases(size) for size in sorted(sizes)}
+    weights = hashlib.sha256(save({k: t.contiguous() for k, t in supernet.state_dict().items()})).hexdigest()
+    orders = [_order(supernet, p, folder, key_facts(p, supernet.preset, model), calibration, weights) for p in plans]
     workers = min(workers, len(orders))
     with reporter.progress("building artifacts", len(orders)) as advance:
         built = []
         for item in _build_in_processes(orders, workers) if workers > 1 else map(_build, orders):
             built.append(item)
             advance(note=item.plan.name)
-            reporter.detail(
-                f"{item.plan.name}: path {item.plan.choice.path}, {item.plan.macs / GIGA:.2f} GMACs, {item.seconds:.0f} s, "
-                f"{item.backend['delegated_ops']} of {item.backend['total_ops']} operations delegated"
-            )
+            took = f"{item.seconds:.0f} s" if item.seconds else "taken over from the interrupted export"
+            operations = f"{item.backend['delegated_ops']} of {item.backend['total_ops']} operations delegated"
+            reporter.detail(f"{item.plan.name}: {took}, {operations}")
     return built
 
 
+def _order(
+    supernet: Supernet,
+    p: Plan,
+    folder: FilePath,
+    info: Mapping[str, Any],
+    calibration: Mapping[int, list[Case]],
+    weights: str,
+) -> Order:
+    networks = tuple(network_of(supernet, method.path) for method in p.methods if method.path)
+    used = {size: calibration[size] for size in p.sizes} if p.recipe.calibrated else {}
+    methods = [(method.name, str(method.path), method.size) for method in p.methods]
+    what = [p.recipe.key, p.name, methods, dict(info), weights, manifest.toolchain()]
+    fingerprint = hashlib.sha256(json.dumps(what, default=list).encode()).hexdigest()
+    return Order(p, networks, folder, info, used, fingerprint)
+
+
 def _build(order: Order) -> Built:
+    backend = _taken_over(order)
+    if backend is not None:
+        return Built(order.plan, order.info, backend, 0.0)
     started = time.monotonic()
-    network, inputs = order.network, order.inputs
-    backend = order.plan.recipe.build(wrap(network), inputs[0].inputs(), order.file, order.facts)
-    return Built(order.plan, parameter_count(network), backend, reference(network, inputs), time.monotonic() - started)
+    remove(order.file)
+    parts = [
+        Part(method.name, wrap(network), _example(method.size), _pairs(order.calibration.get(method.size, ())))
+        for method, network in zip(order.plan.methods, order.networks, strict=True)
+    ]
+    backend = order.plan.recipe.build(parts, order.file, order.info)
+    files = manifest.file_entries(order.folder, order.file)
+    write_sealed_json(order.note, {"fingerprint": order.fingerprint, "files": files, "backend": backend})
+    return Built(order.plan, order.info, backend, time.monotonic() - started)
+
+
+def _taken_over(order: Order) -> dict[str, Any] | None:
+    """What is recorded of the artifact if an interrupted export made the very same one and it is intact."""
+    try:
+        note = read_sealed_json(order.note, "")
+        same = note["fingerprint"] == order.fingerprint
+        if same and note["files"] == manifest.file_entries(order.folder, order.file):
+            return dict(note["backend"])
+    except (PamError, OSError, KeyError):
+        return None
+    return None
+
+
+def _example(size: int) -> Pair:
+    return cases(size)[0].inputs()
+
+
+def _pairs(calibration: Sequence[Case]) -> list[Pair]:
+    return [case.inputs() for case in calibration]
 
 
 def _build_in_processes(orders: Sequence[Order], workers: int) -> Iterator[Built]:

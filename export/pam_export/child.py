@@ -5,56 +5,71 @@ One child runs many jobs in a row. When it dies, the job at hand has failed and 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pam_mobile.errors import PamError
+from pam_mobile.path import Path
 
-from .quiet import last_lines, one_line
+from .artifact import Answer, Request
+from .quiet import last_lines, one_line, quiet
 from .recipe import recipe
 
-SECONDS_PER_JOB = 900
-INPUTS, ALPHA = "inputs.safetensors", "alpha"
+SECONDS_PER_JOB = 1800
+INPUTS, QUESTIONS, ANSWERS, ERROR = "inputs.safetensors", "questions.json", "answers.safetensors", "error.txt"
 
 
 @dataclass(frozen=True)
-class Job:
-    """An artifact and the inputs to run it on. images: (n, 3, H, W) uint8; trimaps: (n, 1, H, W) uint8."""
+class Question:
+    """A request and the inputs to answer it on. images: (n, 3, H, W) uint8; trimaps: (n, 1, H, W) uint8."""
 
-    target: str
-    path: FilePath
+    request: Request
     images: Tensor
     trimaps: Tensor
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """alphas: n tensors (1, 1, H, W), and the facts inside the artifact; or an error in words."""
+class Job:
+    """An artifact, the key of its recipe, and what to ask it; nothing is asked of what cannot be executed here."""
 
-    alphas: tuple[Tensor, ...] = ()
+    key: str
+    path: FilePath
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Per question one answer per image, and the facts inside the artifact; or an error in words."""
+
+    answers: tuple[tuple[Answer, ...], ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     error: str = ""
 
 
 def run_isolated(jobs: Sequence[Job]) -> list[Outcome]:
-    """Run every job outside this process, in order. All jobs must have the same target."""
+    """Run every job outside this process, in order. All jobs must have the same target: toolchains do not mix well."""
     with tempfile.TemporaryDirectory(prefix="pam-export-") as name:
         folders = [_prepare(FilePath(name) / str(i), job) for i, job in enumerate(jobs)]
         outcomes: list[Outcome] = []
         while len(outcomes) < len(jobs):
             rest = slice(len(outcomes), None)
             failure = _start(jobs[rest], folders[rest])
-            finished = [outcome for outcome in map(_read, folders[rest]) if outcome is not None]
-            outcomes += finished
+            for folder in folders[rest]:
+                outcome = _read(folder)
+                if outcome is None:
+                    break
+                outcomes.append(outcome)
             if len(outcomes) < len(jobs):
                 outcomes.append(Outcome(error=failure))
         return outcomes
@@ -62,14 +77,21 @@ def run_isolated(jobs: Sequence[Job]) -> list[Outcome]:
 
 def _prepare(folder: FilePath, job: Job) -> FilePath:
     folder.mkdir()
-    save_file({"image": job.images.contiguous(), "trimap": job.trimaps.contiguous()}, folder / INPUTS)
+    # Methods of one size are asked about the same images: each set is written once.
+    sets = {id(q.images): (q.images, q.trimaps) for q in job.questions}
+    places = {key: str(i) for i, key in enumerate(sets)}
+    tensors = {f"image{places[key]}": images.contiguous() for key, (images, _) in sets.items()}
+    tensors |= {f"trimap{places[key]}": trimaps.contiguous() for key, (_, trimaps) in sets.items()}
+    save_file(tensors, folder / INPUTS)
+    asked = [{"request": asdict(q.request), "inputs": places[id(q.images)]} for q in job.questions]
+    (folder / QUESTIONS).write_text(json.dumps(asked), encoding="utf-8")
     return folder
 
 
 def _start(jobs: Sequence[Job], folders: Sequence[FilePath]) -> str:
     """Run one child for the jobs; returns what to say of the first job without a result."""
-    arguments = [str(word) for job, folder in zip(jobs, folders, strict=True) for word in (job.path, folder)]
-    command = [sys.executable, "-m", "pam_export.child", jobs[0].target, *arguments]
+    arguments = [str(word) for job, folder in zip(jobs, folders, strict=True) for word in (job.key, job.path, folder)]
+    command = [sys.executable, "-m", "pam_export.child", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     with tempfile.TemporaryFile("w+b") as log:
         try:
@@ -90,30 +112,55 @@ def _start(jobs: Sequence[Job], folders: Sequence[FilePath]) -> str:
 
 
 def _read(folder: FilePath) -> Outcome | None:
-    result, error = folder / "alpha.safetensors", folder / "error.txt"
+    result, error = folder / ANSWERS, folder / ERROR
     if error.exists():
         return Outcome(error=error.read_text(encoding="utf-8"))
     if not result.exists():
         return None
     with safe_open(result, framework="pt") as file:
-        alphas = file.get_tensor(ALPHA)
-        return Outcome(alphas.split(1), tuple(sorted((file.metadata() or {}).items())))
+        said = file.metadata() or {}
+        paths, facts = json.loads(said["paths"]), json.loads(said["facts"])
+        answers = tuple(
+            tuple(
+                Answer(alpha, Path.parse(path) if path else None)
+                for alpha, path in zip(file.get_tensor(str(i)).split(1), row, strict=True)
+            )
+            for i, row in enumerate(paths)
+        )
+    return Outcome(answers, tuple(sorted(facts.items())))
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The child: target, then pairs of artifact and job folder."""
-    row = recipe(arguments[0])
-    for path, name in zip(arguments[1::2], arguments[2::2], strict=True):
-        artifact, folder = FilePath(path), FilePath(name)
+    """The child: triples of recipe key, artifact and job folder."""
+    for key, path, name in zip(arguments[::3], arguments[1::3], arguments[2::3], strict=True):
+        folder = FilePath(name)
         try:
-            inputs = load_file(folder / INPUTS)
-            alphas = row.execute(artifact, inputs["image"], inputs["trimap"])
-            save_file({ALPHA: alphas.contiguous()}, folder / "part", metadata=row.facts(artifact))
-            (folder / "part").rename(folder / "alpha.safetensors")
+            with quiet(f"running {key.split('/')[0]}"):
+                _answer(key, FilePath(path), folder)
         except PamError as error:
-            (folder / "error.txt").write_text(error.message, encoding="utf-8")
+            (folder / ERROR).write_text(error.message, encoding="utf-8")
         except Exception as error:
-            (folder / "error.txt").write_text(one_line(error), encoding="utf-8")
+            (folder / ERROR).write_text(one_line(error), encoding="utf-8")
+
+
+def _answer(key: str, artifact: FilePath, folder: FilePath) -> None:
+    row = recipe(key)
+    inputs = load_file(folder / INPUTS)
+    asked = json.loads((folder / QUESTIONS).read_text(encoding="utf-8"))
+    runner = row.load(artifact) if row.load and asked else None
+    tensors: dict[str, Tensor] = {}
+    paths: list[list[str]] = []
+    for i, question in enumerate(asked):
+        assert runner is not None, f"{key} cannot be executed here"
+        request = Request(**question["request"])
+        images, trimaps = inputs[f"image{question['inputs']}"], inputs[f"trimap{question['inputs']}"]
+        pairs = zip(images.split(1), trimaps.split(1), strict=True)
+        answers = [runner(image, trimap, request) for image, trimap in pairs]
+        tensors[str(i)] = torch.cat([answer.alpha for answer in answers])
+        paths.append([str(answer.path or "") for answer in answers])
+    said = {"paths": json.dumps(paths), "facts": json.dumps(row.facts(artifact))}
+    save_file(tensors, folder / "part", metadata=said)
+    (folder / "part").rename(folder / ANSWERS)
 
 
 if __name__ == "__main__":

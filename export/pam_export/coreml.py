@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from pam_mobile.model.prior import ColourPrior
 
 from . import mil
+from .artifact import Answer, Info, Part, Request, Runner, text
 from .quiet import quiet
 from .wrapper import ALPHA, IMAGE, TRIMAP
 
 MIN_OS = "iOS 16"
 
 
-def build(
-    module: nn.Module, inputs: tuple[Tensor, Tensor], path: FilePath, info: Mapping[str, str | int]
-) -> dict[str, Any]:
-    """Convert `module` for the shapes of `inputs` and write the .mlpackage; `info` becomes its user-defined metadata.
+def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
+    """Convert the part for the shapes of its inputs and write the .mlpackage; `info` becomes its user-defined metadata.
 
     Returns the manifest's `backend`.
     """
+    (part,) = parts
     with quiet("converting to Core ML"), torch.no_grad():
-        model = convert(module, inputs)
+        model = convert(part.module, part.inputs)
         model.short_description = f"Path-adaptive image matting, path {info.get('path', '?')}"
-        model.user_defined_metadata.update({key: str(value) for key, value in info.items()})
+        model.user_defined_metadata.update({key: text(value) for key, value in info.items()})
         model.save(str(path))
         types = Counter(operation_types(model._mil_program))
     total = sum(types.values())
@@ -97,20 +97,18 @@ def operation_types(program: Any) -> list[str]:
     return [mil.type_name(op.outputs[0]) for op in operations if op.op_type != "const"]
 
 
-def execute(path: FilePath, images: Tensor, trimaps: Tensor) -> Tensor:
-    """Interpret the saved package with torch, image by image.
+def load(path: FilePath) -> Runner:
+    """A saved package, interpreted with torch."""
+    program = mil.load(path)
 
-    images: (n, 3, H, W) uint8; trimaps: (n, 1, H, W) uint8. Returns alphas (n, 1, H, W) float32.
-    """
-    with quiet("interpreting Core ML"):
-        program = mil.load(path)
-        pairs = zip(images.split(1), trimaps.split(1), strict=True)
-        return torch.cat([mil.run(program, {IMAGE: image, TRIMAP: trimap})[0] for image, trimap in pairs])
+    def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
+        return Answer(mil.run(program, {IMAGE: image, TRIMAP: trimap})[0])
+
+    return run
 
 
 def facts(path: FilePath) -> dict[str, str]:
     """What the package says about itself: its user-defined metadata."""
-    with quiet("reading Core ML"):
-        import coremltools as ct
+    import coremltools as ct
 
-        return dict(ct.models.MLModel(str(path), skip_model_load=True).user_defined_metadata)
+    return dict(ct.models.MLModel(str(path), skip_model_load=True).user_defined_metadata)

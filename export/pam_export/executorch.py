@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,29 +14,27 @@ from torch import Tensor, fx, nn
 
 from pam_mobile.errors import IntegrityError
 
+from .artifact import FORWARD, Answer, Info, Part, Request, Runner, text
 from .quiet import quiet
 from .rewrite import for_xnnpack
 from .scalars import lift_scalars
 
-FORWARD = "forward"
 
-
-def build(
-    module: nn.Module, inputs: tuple[Tensor, Tensor], path: FilePath, info: Mapping[str, str | int]
-) -> dict[str, Any]:
-    """Lower `module` for the shapes of `inputs` and write the .pte; `info` becomes its constant methods.
+def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
+    """Lower the part for the shapes of its inputs and write the .pte; `info` becomes its constant methods.
 
     Returns the manifest's `backend`. Raises IntegrityError if an operation is left outside the delegate.
     """
+    (part,) = parts
     with quiet("lowering to ExecuTorch"), _no_collection(), torch.no_grad():
-        edge = lower(module, inputs, info)
+        edge = lower(part.module, part.inputs, info)
         facts = _delegation(edge.exported_program(FORWARD).graph_module)
         with open(path, "wb") as file:
             edge.to_executorch().write_to_file(file)
     return facts
 
 
-def lower(module: nn.Module, inputs: tuple[Tensor, ...], info: Mapping[str, str | int] | None = None) -> Any:
+def lower(module: nn.Module, inputs: tuple[Tensor, ...], info: Info | None = None) -> Any:
     """The edge program of `module` with everything that XNNPACK takes delegated to it."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -53,27 +52,26 @@ def leftovers(graph: fx.Graph) -> list[str]:
     return [name for name in names if "executorch_call_delegate" not in name and "getitem" not in name]
 
 
-def execute(path: FilePath, images: Tensor, trimaps: Tensor) -> Tensor:
-    """Run a .pte in the ExecuTorch runtime, image by image.
+def load(path: FilePath) -> Runner:
+    """A .pte in the ExecuTorch runtime; a method is loaded when it is first asked for."""
+    program = open_program(path)
+    load_method = cache(program.load_method)
 
-    images: (n, 3, H, W) uint8; trimaps: (n, 1, H, W) uint8. Returns alphas (n, 1, H, W) float32.
-    """
-    with quiet("running ExecuTorch"):
-        program = load(path)
-        method = program.load_method(FORWARD)
-        pairs = zip(images.split(1), trimaps.split(1), strict=True)
-        return torch.cat([method.execute((image / 255, trimap / 255))[0].clone() for image, trimap in pairs])
+    def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
+        outputs = load_method(request.method).execute((image / 255, trimap / 255))
+        return Answer(outputs[0].clone())
+
+    return run
 
 
 def facts(path: FilePath) -> dict[str, str]:
     """What the .pte says about itself: its constant methods."""
-    with quiet("reading ExecuTorch"):
-        program = load(path)
-        names = sorted(set(program.method_names) - {FORWARD})
-        return {name: str(program.load_method(name).execute([])[0]) for name in names}
+    program = open_program(path)
+    names = sorted(set(program.method_names) - {FORWARD})
+    return {name: text(program.load_method(name).execute([])[0]) for name in names}
 
 
-def load(path: FilePath) -> Any:
+def open_program(path: FilePath) -> Any:
     """The runtime's program of a .pte, its structure checked. Keep it as long as its methods are used."""
     from executorch.runtime import Runtime, Verification
 

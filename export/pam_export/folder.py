@@ -1,4 +1,4 @@
-"""Export: paths x sizes x targets to a folder of artifacts, each compared with PyTorch before any of it is published."""
+"""Export: paths x sizes x recipes to a folder of artifacts, each compared with PyTorch before any of it is published."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from pam_mobile.errors import IntegrityError
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.reporter import Reporter, Silent
 from pam_mobile.workers import worker_count
 
 from . import manifest
-from .build import Built, build_all
-from .child import Job, Outcome, run_isolated
-from .parity import Case, Parity, cases, compare
-from .plan import BudgetPath, plan
-from .publish import check_destination, staging
+from .artifact import Answer, text
+from .build import DONE, build_all
+from .parity import Gate, cases
+from .plan import BudgetPath, Method, plan
+from .proof import Proof, prove, write_golden
+from .publish import check_destination, remove, staging
+from .recipe import SINGLE, select
 from .wrapper import io_description
 
 
@@ -31,101 +31,83 @@ def export_folder(
     sizes: Sequence[int],
     out: FilePath,
     model: Mapping[str, Any],
+    forms: Sequence[str] = (SINGLE,),
+    precisions: Sequence[str] = (),
+    learned: bool = False,
     reporter: Reporter | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Make one artifact per budget, target and square size, prove each, publish all of them as `out`; returns the manifest.
+    """Make the artifacts of all targets, forms and square sizes, prove each, publish all as `out`; returns the manifest.
 
-    sizes: heights (= widths), multiples of 32. model: goes into the manifest's `model`: name, weights_version,
-    weights_sha256, licence, data_licence. workers: processes that build at the same time, one per core by default.
-    An export folder that exists is replaced as a whole.
-    Raises UsageError (targets, sizes, budgets), SetupError (missing package, `out` cannot be used), BudgetError if a path
-    costs more than its budget, IntegrityError if an artifact differs from PyTorch. After an error nothing is published.
+    sizes: heights (= widths), multiples of 32. forms: of recipe.FORMS. precisions: each target makes those that it has; its
+    first by default. learned: whether the network can choose its path. model: goes into the manifest's `model`: name,
+    weights_version, weights_sha256, licence, data_licence. workers: processes that build at the same time, one per core by
+    default. An export folder that exists is replaced as a whole.
+    Raises UsageError (targets, forms, precisions, sizes, budgets), SetupError (missing package, `out` cannot be used),
+    BudgetError if a path costs more than its budget, IntegrityError if an artifact differs from PyTorch. After an error nothing
+    is published. After an interruption neither, but the same call takes over what was complete.
     """
     reporter = reporter or Silent()
-    plans = plan(supernet.preset, choices, targets, sizes, model.get("weights_version", 0))
+    recipes = select(targets, forms, precisions)
+    plans = plan(supernet.preset, choices, recipes, sizes, model.get("weights_version", 0), learned)
     check_destination(out)
-    inputs = {size: cases(size) for size in sizes}
     with staging(out) as folder:
-        built = build_all(supernet, plans, folder, inputs, model, reporter, workers or worker_count())
-        parities = _prove(built, folder, inputs, reporter)
-        golden = [_write_golden(folder, size, inputs[size][0], built) for size in sizes]
-        artifacts = [_entry(item, parity, folder) for item, parity in zip(built, parities, strict=True)]
+        built = build_all(supernet, plans, folder, model, reporter, workers or worker_count())
+        proofs = prove(built, folder, supernet, reporter)
+        golden = write_golden(folder, proofs)
+        artifacts = [_entry(proof, folder) for proof in proofs]
+        remove(folder / DONE)
         content = manifest.write(folder, manifest.document(supernet.preset, model, artifacts, golden))
     reporter.say(f"published {len(artifacts)} artifacts in {out}")
     return content
 
 
-def _prove(
-    built: Sequence[Built], folder: FilePath, inputs: Mapping[int, list[Case]], reporter: Reporter
-) -> list[Parity]:
-    """Parity of every artifact, executed in a child per target. Raises IntegrityError naming the first that fails."""
-    reporter.say("comparing the artifacts with PyTorch")
-    outcomes: dict[str, Outcome] = {}
-    for target in dict.fromkeys(item.plan.recipe.target for item in built):
-        items = [item for item in built if item.plan.recipe.target == target]
-        jobs = [_job(item, folder, inputs[item.plan.size]) for item in items]
-        outcomes |= {item.plan.name: outcome for item, outcome in zip(items, run_isolated(jobs), strict=True)}
-    return [_judge(item, outcomes[item.plan.name], reporter) for item in built]
-
-
-def _job(item: Built, folder: FilePath, inputs: list[Case]) -> Job:
-    images, trimaps = torch.cat([c.image for c in inputs]), torch.cat([c.trimap for c in inputs])
-    return Job(item.plan.recipe.target, folder / item.plan.name, images, trimaps)
-
-
-def _judge(item: Built, outcome: Outcome, reporter: Reporter) -> Parity:
-    name = item.plan.name
-    if outcome.error:
-        raise IntegrityError(f"{name} cannot be run: {outcome.error}", "nothing was published")
-    parity = compare(item.expected, outcome.alphas, item.plan.recipe.gate)
-    if not parity.passed:
-        raise IntegrityError(f"{name} differs from PyTorch: {parity}", "nothing was published")
-    reporter.say(f"{name}: {parity}")
-    return parity
-
-
-def _write_golden(folder: FilePath, size: int, case: Case, built: Sequence[Built]) -> dict[str, Any]:
-    """One input and, per budget, what PyTorch makes of it; so that `verify` and the apps need no checkpoint."""
-    alphas = {manifest.golden_tensor(b.plan.share): b.expected[0].contiguous() for b in built if b.plan.size == size}
-    name = manifest.golden_name(size)
-    save_file({"image": case.image.contiguous(), "trimap": case.trimap.contiguous(), **alphas}, folder / name)
-    (entry,) = manifest.file_entries(folder, folder / name)
-    return {"size": size, **entry}
-
-
-def _entry(item: Built, parity: Parity, folder: FilePath) -> dict[str, Any]:
-    p = item.plan
-    gate = {"max_abs": parity.gate.max_abs, "mean_abs": parity.gate.mean_abs}
+def _entry(proof: Proof, folder: FilePath) -> dict[str, Any]:
+    p, row = proof.built.plan, proof.built.plan.recipe
+    gate, parity = row.gate, proof.parity
     return {
         "name": p.name,
-        "target": p.recipe.target,
-        "height": p.size,
-        "width": p.size,
-        "path": str(p.choice.path),
-        "budget": {
-            "text": str(p.choice.budget),
-            "percent": p.share,
-            "limit_macs": p.choice.budget.macs(p.table),
-            "largest_macs": p.table.largest,
-        },
-        "macs": p.macs,
-        "prior_macs": p.table.prior,
-        "params": item.params,
+        "target": row.target,
+        "form": row.form,
+        "precision": row.precision,
+        "methods": [_method(m, a, n, gate) for m, a, n in zip(p.methods, proof.golden, proof.params, strict=True)],
         "counter": "exact table of convolution MACs",
-        "io": io_description(p.size, p.recipe.images),
-        "precision": {"weights": p.recipe.precision, "activations": p.recipe.precision, "calibration": None},
-        "backend": item.backend,
+        "io": {str(size): io_description(size, row.images) for size in p.sizes},
+        "backend": proof.built.backend,
+        "info": {key: text(value) for key, value in proof.built.info.items()},
         "files": manifest.file_entries(folder, folder / p.name),
         "parity": {
+            "how": row.how,
+            "executed": parity is not None,
             "reference": f"PyTorch {torch.__version__} float32 CPU",
-            "cases": len(item.expected),
-            "max_abs": parity.max_abs,
-            "mean_abs": parity.mean_abs,
-            "gate": gate,
-            "passed": parity.passed,
-            "how": p.recipe.how,
+            "cases": len(cases(p.sizes[0])),
+            "max_abs": parity and parity.max_abs,
+            "mean_abs": parity and parity.mean_abs,
+            "sad_change": proof.sad_change,
+            "gate": {"max_abs": gate.max_abs, "mean_abs": gate.mean_abs, "sad_change": gate.sad},
         },
-        "golden": {"file": manifest.golden_name(p.size), "alpha": manifest.golden_tensor(p.share), "tolerance": gate},
-        "latency": [],
+    }
+
+
+def _method(method: Method, golden: Answer, params: int, gate: Gate) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "height": method.size,
+        "width": method.size,
+        "path": str(method.path) if method.path else None,
+        "macs": method.macs,
+        "prior_macs": method.table.prior,
+        "params": params,
+        "budget": {
+            "text": str(method.budget),
+            "percent": method.share,
+            "limit_macs": method.limit,
+            "largest_macs": method.table.largest,
+        },
+        "golden": {
+            "file": manifest.golden_name(method.size),
+            "alpha": method.golden,
+            "path": str(golden.path) if golden.path else None,
+            "tolerance": {"max_abs": gate.max_abs, "mean_abs": gate.mean_abs},
+        },
     }

@@ -18,13 +18,11 @@ from pam_mobile.errors import InputError, IntegrityError
 from pam_mobile.files import read_sealed_json, sha256, write_sealed_json
 from pam_mobile.model.presets import Preset
 
-from .recipe import Recipe
-
 NAME = "manifest.json"
 KIND = "pam-mobile export"
-SCHEMA = 1
+SCHEMA = 2
 REMEDY = "export again"
-TOOLS = ("torch", "executorch", "coremltools", "numpy")
+TOOLS = ("torch", "executorch", "coremltools", "onnx", "onnxruntime", "numpy")
 
 
 def percent(budget: Budget, table: CostTable) -> int:
@@ -33,19 +31,13 @@ def percent(budget: Budget, table: CostTable) -> int:
     return min(100, floor(100 * share))
 
 
-def artifact_name(preset: Preset, version: int | str, share: int, size: int, row: Recipe) -> str:
-    """`pam-{preset}-v{W}_b{budget:03d}_{H}x{W}_{precision}.{suffix}`."""
-    label = preset.label.replace("+", "-")
-    return f"pam-{label}-v{version}_b{share:03d}_{size}x{size}_{row.precision}.{row.suffix}"
+def method_name(budget: Budget, table: CostTable) -> str:
+    """Name of a budget's network in an artifact that holds several: `b080_512x512`."""
+    return f"b{percent(budget, table):03d}_{table.height}x{table.width}"
 
 
 def golden_name(size: int) -> str:
     return f"golden_{size}x{size}.safetensors"
-
-
-def golden_tensor(share: int) -> str:
-    """Name of the expected alpha of a budget in the golden file."""
-    return f"alpha_b{share:03d}"
 
 
 def files_under(path: FilePath) -> Iterator[FilePath]:
@@ -78,7 +70,7 @@ def document(
         "preprocess": "in graph",
         "artifacts": artifacts,
         "golden": golden,
-        "toolchain": {"python": platform.python_version(), **{tool: _version(tool) for tool in TOOLS}},
+        "toolchain": toolchain(),
         "license": {"code": "Apache-2.0", "weights": model.get("licence"), "data": model.get("data_licence")},
     }
 
@@ -97,10 +89,11 @@ def read(folder: FilePath) -> dict[str, Any]:
     content = read_sealed_json(folder / NAME, f"name a folder that `pam-mobile export` wrote, or {REMEDY}")
     if content.get("kind") != KIND:
         raise InputError(f"{folder / NAME} is no export manifest", "name a folder that `pam-mobile export` wrote")
-    if content.get("schema_version", 0) > SCHEMA:
+    version = content.get("schema_version", 0)
+    if version != SCHEMA:
         raise InputError(
-            f"{folder / NAME} has schema {content['schema_version']}, this version reads up to {SCHEMA}",
-            "pip install --upgrade pam-mobile",
+            f"{folder / NAME} has schema {version}, this version reads {SCHEMA}",
+            "pip install --upgrade pam-mobile" if version > SCHEMA else REMEDY,
         )
     return content
 
@@ -120,6 +113,11 @@ def unlisted_files(folder: FilePath, content: Mapping[str, Any]) -> list[str]:
     """Files in the folder that its manifest does not know."""
     known = {*listed_files(content), NAME}
     return [name for name in (path.relative_to(folder).as_posix() for path in files_under(folder)) if name not in known]
+
+
+def toolchain() -> dict[str, str | None]:
+    """Versions of everything that has a say in an artifact's bytes."""
+    return {"python": platform.python_version(), **{tool: _version(tool) for tool in TOOLS}}
 
 
 def git_state() -> dict[str, Any]:

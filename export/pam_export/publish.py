@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path as FilePath
 
 from pam_mobile.errors import PamError, SetupError
+from pam_mobile.files import LOCK, locked
 
 from . import manifest
 
@@ -33,26 +34,36 @@ def check_destination(out: FilePath) -> None:
 
 @contextmanager
 def staging(out: FilePath) -> Iterator[FilePath]:
-    """Yield an empty folder beside `out`; it becomes `out` when the block succeeds and vanishes when it fails.
+    """Yield a folder beside `out`; it becomes `out` when the block succeeds and vanishes when it fails.
 
-    Raises SetupError if the place cannot be written.
+    When the block is interrupted (Ctrl-C, a signal, the machine goes down) the folder stays, and the next export to `out` gets it
+    again: only what is complete in it may be used.
+    Raises SetupError if the place cannot be written, UsageError if another process exports to it.
     """
     out = out.absolute()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = FilePath(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise SetupError(f"cannot write {out}: {error.strerror}", "choose another output folder") from error
-    try:
-        yield folder
-        check_destination(out)
-        _publish(folder, out)
-    except OSError as error:
-        raise SetupError(
-            f"cannot write {out}: {error.strerror or error}", "free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = out.parent / f".{out.name}.partial"
+    with locked(folder):
+        try:
+            yield folder
+            check_destination(out)
+            (folder / LOCK).unlink(missing_ok=True)
+            _publish(folder, out)
+        except OSError as error:
+            remove(folder)
+            raise SetupError(
+                f"cannot write {out}: {error.strerror or error}", "free space or choose another folder"
+            ) from error
+        except Exception:
+            remove(folder)
+            raise
+
+
+def remove(path: FilePath) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _publish(folder: FilePath, out: FilePath) -> None:

@@ -1,26 +1,23 @@
-"""The targets: one row per kind of artifact. A new target is a module with build, execute and facts, and a row here."""
+"""The recipes: one row per kind of artifact. A new kind is a module with build, load and facts, and a row here."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
-from typing import Any
-
-from torch import Tensor, nn
 
 from pam_mobile.errors import SetupError, UsageError
 
 from . import coreml, executorch
+from .artifact import Build, Facts, Load
 from .parity import Gate
 
-Build = Callable[[nn.Module, tuple[Tensor, Tensor], FilePath, Mapping[str, str | int]], dict[str, Any]]
-"""build(wrapper, float inputs, path, info) writes the artifact with `info` inside and returns the manifest's `backend`."""
-Execute = Callable[[FilePath, Tensor, Tensor], Tensor]
-"""execute(path, images uint8 (n, 3, H, W), trimaps uint8 (n, 1, H, W)) returns alphas (n, 1, H, W) float32."""
-Facts = Callable[[FilePath], dict[str, str]]
-"""facts(path) returns the `info` that is inside the artifact, as text."""
+SINGLE, SHARED, ADAPTIVE = "single", "shared", "adaptive"
+FORMS = {
+    SINGLE: "one file per budget and size",
+    SHARED: "one file for all budgets and sizes, weights stored once",
+    ADAPTIVE: "one file per size, the path chosen at run time from image and budget",
+}
 
 
 @dataclass(frozen=True)
@@ -28,9 +25,10 @@ class Recipe:
     """How one kind of artifact is made, run and judged."""
 
     target: str
+    form: str
+    precision: str
     package: str
     """The Python package that makes it."""
-    precision: str
     suffix: str
     images: bool
     """Whether inputs are 8-bit images, or float tensors."""
@@ -38,8 +36,17 @@ class Recipe:
     how: str
     """How its numbers are checked here, for the manifest."""
     build: Build
-    execute: Execute
+    load: Load | None
+    """None: it is converted here and cannot be executed."""
     facts: Facts
+    selection: tuple[str, ...] = ()
+    """The ways in which an adaptive artifact can choose its path."""
+    calibrated: bool = False
+    """Whether building it needs calibration images."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.target}/{self.form}/{self.precision}"
 
     def require(self) -> None:
         """Raise SetupError with the pip line if the package is not installed."""
@@ -50,41 +57,81 @@ class Recipe:
             )
 
 
+EXECUTED = "executed in the ExecuTorch runtime"
+INTERPRETED = (
+    "converted, not executed: the saved MIL program was interpreted with torch, each result rounded to its type"
+)
+
 # Gates by measurement: trained `tiny+prior` at 512 differs by at most 4e-6 as .pte and
 # 7e-4 (mean 7e-5) as float16 package, so both gates leave a factor of about 25 for other machines and weights.
 RECIPES = {
-    row.target: row
+    row.key: row
     for row in (
         Recipe(
             target="executorch",
-            package="executorch",
+            form=SINGLE,
             precision="fp32",
+            package="executorch",
             suffix="pte",
             images=False,
             gate=Gate(max_abs=1e-4, mean_abs=1e-5),
-            how="executed in the ExecuTorch runtime",
+            how=EXECUTED,
             build=executorch.build,
-            execute=executorch.execute,
+            load=executorch.load,
             facts=executorch.facts,
         ),
         Recipe(
             target="coreml",
-            package="coremltools",
+            form=SINGLE,
             precision="fp16",
+            package="coremltools",
             suffix="mlpackage",
             images=True,
             gate=Gate(max_abs=2e-2, mean_abs=2e-3),
-            how="converted, not executed: the saved MIL program was interpreted with torch, each result rounded to its type",
+            how=INTERPRETED,
             build=coreml.build,
-            execute=coreml.execute,
+            load=coreml.load,
             facts=coreml.facts,
         ),
     )
 }
 
 
-def recipe(target: str) -> Recipe:
-    """The recipe of a target. Raises UsageError naming the known ones."""
-    if target not in RECIPES:
-        raise UsageError(f"unknown export target {target!r}", f"choose among {', '.join(RECIPES)}")
-    return RECIPES[target]
+def recipe(key: str) -> Recipe:
+    """The recipe of a key `target/form/precision`. Raises UsageError for another."""
+    if key not in RECIPES:
+        raise UsageError(f"unknown kind of artifact {key!r}", f"choose among {', '.join(RECIPES)}")
+    return RECIPES[key]
+
+
+def select(targets: Sequence[str], forms: Sequence[str], precisions: Sequence[str] = ()) -> list[Recipe]:
+    """The recipes of all targets and forms; of each target those precisions that it has, or its first if none is named.
+
+    Raises UsageError for a name that no recipe has, a form no target has, or a target without any of the precisions.
+    """
+    _known("target", targets, {row.target for row in RECIPES.values()})
+    _known("form", forms, set(FORMS))
+    _known("precision", precisions, {row.precision for row in RECIPES.values()})
+    rows: list[Recipe] = []
+    for target in targets:
+        own = [row for row in RECIPES.values() if row.target == target]
+        kept = precisions or (own[0].precision,)
+        if not any(row.precision in kept for row in own):
+            raise UsageError(
+                f"target {target} has none of the precisions {', '.join(precisions)}",
+                f"it has {', '.join(dict.fromkeys(row.precision for row in own))}",
+            )
+        rows += [row for row in own if row.form in forms and row.precision in kept]
+    for form in forms:
+        if not any(row.form == form for row in rows):
+            able = dict.fromkeys(f"{row.target} {row.precision}" for row in RECIPES.values() if row.form == form)
+            raise UsageError(
+                f"no target of these makes {form} artifacts: {', '.join(targets)}", f"these do: {', '.join(able)}"
+            )
+    return rows
+
+
+def _known(what: str, names: Sequence[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown {what} {name!r}", f"choose among {', '.join(sorted(known))}")

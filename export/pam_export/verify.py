@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -15,17 +16,15 @@ from pam_mobile.files import sha256
 from pam_mobile.reporter import Reporter, Silent
 
 from . import manifest
-from .child import Job, Outcome, run_isolated
-from .parity import Gate, compare
+from .artifact import Request
+from .child import Job, Outcome, Question, run_isolated
+from .parity import Gate, compare, worst
 from .recipe import recipe
-
-EMBEDDED = ("path", "macs")
-"""Facts that an artifact carries inside and that must be those of the manifest."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found out about one artifact; max_abs is infinite if it did not run."""
+    """What was found out about one artifact; max_abs is infinite if it did not run, 0 if it cannot be executed here."""
 
     file: str
     passed: bool
@@ -47,9 +46,10 @@ def verify_folder(folder: FilePath, reporter: Reporter | None = None) -> list[Ch
     artifacts = content["artifacts"]
     checks: dict[str, Check] = {}
     for target in sorted({artifact["target"] for artifact in artifacts}):
-        recipe(target).require()
         group = [artifact for artifact in artifacts if artifact["target"] == target]
-        checks |= {check.file: check for check in _run(folder, target, group)}
+        for artifact in group:
+            recipe(_key(artifact)).require()
+        checks |= {check.file: check for check in _run(folder, group)}
     ordered = [checks[artifact["name"]] for artifact in artifacts]
     for check in ordered:
         reporter.say(f"{check.file}: {'ok' if check.passed else 'FAILED'}, {check.message}")
@@ -69,29 +69,46 @@ def check_files(folder: FilePath, content: Mapping[str, Any]) -> None:
         raise IntegrityError(f"{folder / unlisted[0]} is not listed in {manifest.NAME}", "remove it, or export again")
 
 
-def _run(folder: FilePath, target: str, artifacts: Sequence[Mapping[str, Any]]) -> list[Check]:
-    goldens = [load_file(folder / artifact["golden"]["file"]) for artifact in artifacts]
-    jobs = [
-        Job(target, folder / artifact["name"], golden["image"], golden["trimap"])
-        for artifact, golden in zip(artifacts, goldens, strict=True)
-    ]
-    outcomes = run_isolated(jobs)
-    return [
-        judge(artifact, golden[artifact["golden"]["alpha"]], outcome)
-        for artifact, golden, outcome in zip(artifacts, goldens, outcomes, strict=True)
-    ]
+def _key(artifact: Mapping[str, Any]) -> str:
+    return f"{artifact['target']}/{artifact['form']}/{artifact['precision']}"
 
 
-def judge(artifact: Mapping[str, Any], expected: Tensor, outcome: Outcome) -> Check:
-    """Compare what an artifact gave, and what it says about itself, with the manifest and the golden alpha."""
+def _run(folder: FilePath, artifacts: Sequence[Mapping[str, Any]]) -> list[Check]:
+    golden = cache(lambda file: load_file(folder / file))
+    jobs, expected = [], []
+    for artifact in artifacts:
+        tensors = [golden(method["golden"]["file"]) for method in artifact["methods"]]
+        executed = recipe(_key(artifact)).load is not None
+        asked = [
+            Question(Request(m["name"], 0 if m["path"] else m["budget"]["limit_macs"]), t["image"], t["trimap"])
+            for m, t in zip(artifact["methods"], tensors, strict=True)
+            if executed
+        ]
+        jobs.append(Job(_key(artifact), folder / artifact["name"], asked))
+        expected.append([t[m["golden"]["alpha"]] for m, t in zip(artifact["methods"], tensors, strict=True)])
+    return [judge(*triple) for triple in zip(artifacts, expected, run_isolated(jobs), strict=True)]
+
+
+def judge(artifact: Mapping[str, Any], expected: Sequence[Tensor], outcome: Outcome) -> Check:
+    """Compare what an artifact answered, and what it says about itself, with the manifest and the golden alphas."""
     name = artifact["name"]
+
+    def failed(message: str) -> Check:
+        return Check(name, False, float("inf"), message)
+
     if outcome.error:
-        return Check(name, False, float("inf"), outcome.error)
+        return failed(outcome.error)
     inside = dict(outcome.facts)
-    for key in EMBEDDED:
-        if inside.get(key) != str(artifact[key]):
-            return Check(
-                name, False, float("inf"), f"it holds {key} {inside.get(key)}, the manifest says {artifact[key]}"
-            )
-    parity = compare([expected], outcome.alphas, Gate(**artifact["golden"]["tolerance"]))
+    for key, value in artifact["info"].items():
+        if inside.get(key) != value:
+            return failed(f"it holds {key} {inside.get(key)}, the manifest says {value}")
+    if not outcome.answers:
+        return Check(name, True, 0.0, artifact["parity"]["how"])
+    parities = []
+    for method, alpha, (answer,) in zip(artifact["methods"], expected, outcome.answers, strict=True):
+        path = str(answer.path) if answer.path else None
+        if path != method["golden"]["path"]:
+            return failed(f"{method['name']} takes path {path}, the manifest says {method['golden']['path']}")
+        parities.append(compare([alpha], [answer.alpha], Gate(**method["golden"]["tolerance"])))
+    parity = worst(parities)
     return Check(name, parity.passed, parity.max_abs, str(parity))

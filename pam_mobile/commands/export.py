@@ -18,26 +18,46 @@ if TYPE_CHECKING:
 @verb
 def export(
     reporter: Reporter,
-    model: Annotated[str, typer.Option(help="A run folder or a checkpoint.")],
+    model: Annotated[str, typer.Option(help="A shipped model, a run folder or a checkpoint.")],
     out: Annotated[Path, typer.Option(help="The export folder; an older export there is replaced as a whole.")],
-    budgets: Annotated[str, typer.Option(help="Budgets at the export's size, one artifact each.")] = "80%,90%,100%",
+    budgets: Annotated[str, typer.Option(help="Budgets at the export's size.")] = "80%,90%,100%",
     to: Annotated[str, typer.Option(help="Targets: executorch, coreml.")] = "executorch,coreml",
+    precision: Annotated[
+        str, typer.Option(help="Precisions; each target makes those it has. Its first if none is given.")
+    ] = "",
     sizes: Annotated[str, typer.Option(help="Square input sizes, multiples of 32.")] = "512",
+    single: Annotated[bool, typer.Option(help="One file per budget and size.")] = True,
+    shared: Annotated[bool, typer.Option(help="Also one file for all budgets and sizes, weights stored once.")] = False,
+    adaptive: Annotated[
+        bool, typer.Option(help="Also one file per size that chooses its path from image and budget.")
+    ] = False,
 ) -> Result:
-    """Export one artifact per budget and target; each is executed and compared with PyTorch before it is published."""
+    """Export artifacts; each is executed and compared with PyTorch before it is published."""
     from .. import checkpoint
 
     sides = _sizes(sizes)
+    forms = [name for name, wanted in (("single", single), ("shared", shared), ("adaptive", adaptive)) if wanted]
     found = checkpoint.load(checkpoint.find(model))
-    manifest = export_checkpoint(found, split(budgets), split(to), sides, out, reporter)
+    manifest = export_checkpoint(
+        found, split(budgets), split(to), sides, out, reporter, forms=forms, precisions=split(precision)
+    )
     text = f"{summary(manifest)}\n\n{out}/manifest.json says all about them; check them again: pam-mobile verify {out}"
     return Result(manifest, text)
 
 
 def export_checkpoint(
-    found: Checkpoint, budgets: list[str], targets: list[str], sizes: list[int], out: Path, reporter: Reporter
+    found: Checkpoint,
+    budgets: list[str],
+    targets: list[str],
+    sizes: list[int],
+    out: Path,
+    reporter: Reporter,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Export the best measured path of each budget; returns the manifest. Raises as pam_export.export_folder does."""
+    """Export the best measured path of each budget; returns the manifest.
+
+    options: forms, precisions. Raises as pam_export.export_folder does.
+    """
     from pam_export import BudgetPath, export_folder
 
     from ..budget import Budget
@@ -53,7 +73,17 @@ def export_checkpoint(
         "licence": found.document.get("licence", "unknown"),
         "data_licence": found.document.get("data_licence", "unknown"),
     }
-    return export_folder(found.supernet, choices, targets=targets, sizes=sizes, out=out, model=model, reporter=reporter)
+    return export_folder(
+        found.supernet,
+        choices,
+        targets=targets,
+        sizes=sizes,
+        out=out,
+        model=model,
+        learned=found.learned_paths,
+        reporter=reporter,
+        **options,
+    )
 
 
 def summary(manifest: dict[str, Any]) -> str:
@@ -63,18 +93,21 @@ def summary(manifest: dict[str, Any]) -> str:
     rows = []
     for artifact in manifest["artifacts"]:
         size = sum(file["bytes"] for file in artifact["files"])
+        macs = sorted({method["macs"] / 1e9 for method in artifact["methods"]})
         parity = artifact["parity"]
+        sad = "" if parity["sad_change"] is None else f"{parity['sad_change']:+.1%}"
         rows.append(
             (
                 artifact["name"],
-                artifact["macs"] / 1e9,
+                "-".join(f"{value:.3f}" for value in dict.fromkeys((macs[0], macs[-1]))),
                 f"{size / 1e6:.2f} MB",
-                f"{parity['max_abs']:.1e}",
+                f"{parity['max_abs']:.1e}" if parity["executed"] else "-",
+                sad,
                 parity["how"],
             )
         )
-    cells = [(name, f"{macs:.3f}", size, difference, how) for name, macs, size, difference, how in rows]
-    return markdown_table(("artifact", "GMACs", "size", "max difference", "how it was compared"), cells)
+    head = ("artifact", "GMACs", "size", "max difference", "SAD", "how it was compared")
+    return markdown_table(head, rows)
 
 
 def _sizes(text: str) -> list[int]:

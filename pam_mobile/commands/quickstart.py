@@ -168,15 +168,15 @@ def _row(
     from ..path import Path as NetworkPath
     from ..train.validate import chosen_sads, sads
 
-    artifacts = {a["target"]: a for a in manifest["artifacts"] if a["budget"]["text"] == budget}
-    pte = artifacts["executorch"]
-    fixed = sads(found.supernet, composites, NetworkPath.parse(pte["path"]))
+    artifacts = {a["target"]: a for a in manifest["artifacts"] if a["methods"][0]["budget"]["text"] == budget}
+    pte, (method,) = artifacts["executorch"], artifacts["executorch"]["methods"]
+    fixed = sads(found.supernet, composites, NetworkPath.parse(method["path"]))
     scores, chosen = chosen_sads(found.supernet, composites, Budget.parse(budget))
     return {
         "budget": budget,
-        "path": pte["path"],
-        "macs": pte["macs"],
-        "parameters": pte["params"],
+        "path": method["path"],
+        "macs": method["macs"],
+        "parameters": method["params"],
         "sad": float(scores.mean()),
         "sad_fixed": float(fixed.mean()),
         "paths_chosen": len(set(chosen)),
@@ -198,17 +198,18 @@ def _milliseconds(pte: Path) -> float:
     """Median time of one .pte inference on this machine, with ExecuTorch's default number of threads."""
     import torch
 
+    from pam_export.artifact import Request
     from pam_export.executorch import load
     from pam_export.quiet import quiet
 
+    image = torch.randint(0, 256, (1, 3, SIZE, SIZE), dtype=torch.uint8)
+    trimap = torch.full((1, 1, SIZE, SIZE), 128, dtype=torch.uint8)
     with quiet("timing ExecuTorch"):
-        program = load(pte)
-        method = program.load_method("forward")
-        inputs = (torch.rand(1, 3, SIZE, SIZE), torch.full((1, 1, SIZE, SIZE), 0.5))
+        run = load(pte)
         times = []
         for _ in range(RUNS + 3):
             start = time.perf_counter()
-            method.execute(inputs)
+            run(image, trimap, Request())
             times.append(time.perf_counter() - start)
     return round(statistics.median(times[3:]) * 1000, 2)
 
