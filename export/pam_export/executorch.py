@@ -73,9 +73,10 @@ def facts(path: FilePath) -> dict[str, str]:
 
 def open_program(path: FilePath) -> Any:
     """The runtime's program of a .pte, its structure checked. Keep it as long as its methods are used."""
-    from executorch.runtime import Runtime, Verification
+    with quiet("reading ExecuTorch"):
+        from executorch.runtime import Runtime, Verification
 
-    return Runtime.get().load_program(path, verification=Verification.InternalConsistency)
+        return Runtime.get().load_program(path, verification=Verification.InternalConsistency)
 
 
 def _delegation(module: fx.GraphModule) -> dict[str, Any]:

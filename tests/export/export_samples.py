@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path as FilePath
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pam_export import BudgetPath
-from pam_export.parity import cases
+from pam_export.artifact import FORWARD, Load, Pair, Part, Request
+from pam_export.parity import Case, cases
+from pam_export.quiet import quiet
 from pam_mobile.budget import Budget
 from pam_mobile.model.presets import Preset, preset
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
 
 SIZE = 64
+PTE, MLPACKAGE = "executorch/single/fp32", "coreml/single/fp16"
 MODEL = {
     "name": "random",
     "weights_version": 3,
@@ -41,6 +46,18 @@ def mini(prior: bool = False) -> Preset:
         decoder_units=(0, 1, 0),
         decoder_channels=(8, 8),
     )
+
+
+def single(module: nn.Module, inputs: Pair) -> list[Part]:
+    """The parts of an artifact with one network."""
+    return [Part(FORWARD, module, inputs)]
+
+
+def alphas_of(load: Load, path: FilePath, inputs: Sequence[Case], request: Request | None = None) -> list[Tensor]:
+    """What an artifact answers to every case."""
+    with quiet("running"):
+        run = load(path)
+        return [run(case.image, case.trimap, request or Request()).alpha for case in inputs]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path as FilePath
 import pytest
 import torch
 import torch.nn.functional as F
-from export_samples import SIZE
+from export_samples import PTE, SIZE, alphas_of, single
 from torch import Tensor, nn
 
 from pam_export import RECIPES, executorch
@@ -40,15 +40,14 @@ class Large(nn.Module):
 def test_the_colour_prior_is_inside_and_equal(prior_supernet: Supernet, tmp_path: FilePath) -> None:
     network = network_of(prior_supernet, Path.parse("010"))
     inputs = cases(SIZE)
-    backend = executorch.build(wrap(network), inputs[0].inputs(), tmp_path / "prior.pte", {"path": "010"})
+    backend = executorch.build(single(wrap(network), inputs[0].inputs()), tmp_path / "prior.pte", {"path": "010"})
     assert (backend["leftovers"], backend["delegates"]) == (0, 1)
-    images, trimaps = torch.cat([c.image for c in inputs]), torch.cat([c.trimap for c in inputs])
-    alphas = executorch.execute(tmp_path / "prior.pte", images, trimaps)
+    alphas = alphas_of(executorch.load, tmp_path / "prior.pte", inputs)
     wanted = reference(network, inputs)
-    parity = compare(wanted, alphas.split(1), RECIPES["executorch"].gate)
+    parity = compare(wanted, alphas, RECIPES[PTE].gate)
     assert parity.passed, str(parity)
     other = reference(network_of(prior_supernet, Path.parse("111")), inputs)
-    assert not compare(other, alphas.split(1), RECIPES["executorch"].gate).passed
+    assert not compare(other, alphas, RECIPES[PTE].gate).passed
 
 
 class Unsupported(nn.Module):
@@ -58,7 +57,7 @@ class Unsupported(nn.Module):
 
 def test_an_operation_outside_the_delegate_is_refused(tmp_path: FilePath) -> None:
     with pytest.raises(IntegrityError, match=r"XNNPACK left \d+ operations outside its delegate: .*upsample_nearest2d"):
-        executorch.build(Unsupported(), cases(32)[0].inputs(), tmp_path / "bad.pte", {})
+        executorch.build(single(Unsupported(), cases(32)[0].inputs()), tmp_path / "bad.pte", {})
     assert not (tmp_path / "bad.pte").exists()
 
 
@@ -124,9 +123,9 @@ def test_batch_norm_is_folded_into_a_copy() -> None:
 def test_split_kernels_keep_one_delegate_and_their_numbers(tmp_path: FilePath) -> None:
     net = Large().eval()
     case = cases(32)[1]
-    backend = executorch.build(net, case.inputs(), tmp_path / "large.pte", {})
+    backend = executorch.build(single(net, case.inputs()), tmp_path / "large.pte", {})
     assert (backend["leftovers"], backend["delegates"]) == (0, 1)
-    got = executorch.execute(tmp_path / "large.pte", case.image, case.trimap)
+    (got,) = alphas_of(executorch.load, tmp_path / "large.pte", [case])
     torch.testing.assert_close(got, net(*case.inputs()), rtol=0, atol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 from collections.abc import Callable
@@ -11,14 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from export_samples import CHOICES, MODEL, SIZE
-from torch import nn
+from export_samples import CHOICES, MLPACKAGE, MODEL, PTE, SIZE, alphas_of, single
 
-from pam_export import RECIPES, BudgetPath, executorch, export_folder, manifest
+from pam_export import BudgetPath, executorch, export_folder, manifest
+from pam_export.artifact import Part
+from pam_export.build import DONE
 from pam_export.child import Job, Outcome
 from pam_export.parity import Case, cases, compare, reference
 from pam_export.plan import key_facts, plan
 from pam_export.publish import check_destination, staging
+from pam_export.quiet import quiet
+from pam_export.recipe import RECIPES, recipe, select
 from pam_export.wrapper import network_of, wrap
 from pam_mobile.budget import Budget
 from pam_mobile.cost import CostTable
@@ -43,12 +47,23 @@ def export(supernet: Supernet, out: FilePath, **changes: Any) -> dict[str, Any]:
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, build: Callable[..., dict[str, Any]]) -> None:
-    monkeypatch.setitem(RECIPES, "executorch", replace(RECIPES["executorch"], build=build))
+    monkeypatch.setitem(RECIPES, PTE, replace(RECIPES[PTE], build=build))
 
 
 def run_here(jobs: list[Job]) -> list[Outcome]:
     """In place of a child process, where none is needed."""
-    return [Outcome(RECIPES[job.target].execute(job.path, job.images, job.trimaps).split(1)) for job in jobs]
+    outcomes = []
+    for job in jobs:
+        load = recipe(job.key).load
+        assert load
+        run = load(job.path)
+        pairs = [zip(q.images.split(1), q.trimaps.split(1), strict=True) for q in job.questions]
+        answers = tuple(
+            tuple(run(image, trimap, q.request) for image, trimap in pair)
+            for q, pair in zip(job.questions, pairs, strict=True)
+        )
+        outcomes.append(Outcome(answers))
+    return outcomes
 
 
 def test_names_say_preset_weights_budget_size_and_precision(exported: FilePath) -> None:
@@ -57,9 +72,10 @@ def test_names_say_preset_weights_budget_size_and_precision(exported: FilePath) 
         "manifest.json",
         *sorted(f"pam-mini-v3_b{b}_64x64_{e}" for b in ("096", "097", "100") for e in ("fp16.mlpackage", "fp32.pte")),
     ]
-    assert manifest.artifact_name(preset("tiny", prior=True), 1, 80, 512, RECIPES["coreml"]) == (
-        "pam-tiny-prior-v1_b080_512x512_fp16.mlpackage"
-    )
+    numbers = preset("tiny", prior=True)
+    choice = BudgetPath(Budget.parse("80%"), Path.all_bypass(len(numbers.units)))
+    (named,) = plan(numbers, [choice], [RECIPES[MLPACKAGE]], [512], 1, False)
+    assert named.name == "pam-tiny-prior-v1_b080_512x512_fp16.mlpackage"
 
 
 def test_manifest_tells_path_cost_budget_and_hashes(exported: FilePath, supernet: Supernet) -> None:
@@ -68,23 +84,26 @@ def test_manifest_tells_path_cost_budget_and_hashes(exported: FilePath, supernet
     assert content["model"] == {"arch": "mini", "units": 3, **MODEL}
     assert content["license"] == {"code": "Apache-2.0", "weights": "CC0-1.0", "data": "none"}
     assert content["preprocess"] == "in graph"
-    assert set(content["toolchain"]) == {"python", "torch", "executorch", "coremltools", "numpy"}
-    assert [a["path"] for a in content["artifacts"]] == ["111", "111", "010", "010", "000", "000"]
+    assert set(content["toolchain"]) == {"python", *manifest.TOOLS}
+    methods = [method for artifact in content["artifacts"] for method in artifact["methods"]]
+    assert [method["path"] for method in methods] == ["111", "111", "010", "010", "000", "000"]
     for artifact in content["artifacts"]:
-        path = Path.parse(artifact["path"])
-        assert artifact["macs"] == table.cost(path) <= artifact["budget"]["limit_macs"]
-        assert artifact["params"] == parameter_count(extract(supernet, path))
-        assert artifact["prior_macs"] == 0
+        (method,) = artifact["methods"]
+        path = Path.parse(method["path"])
+        assert method["name"] == "forward"
+        assert method["macs"] == table.cost(path) <= method["budget"]["limit_macs"]
+        assert method["params"] == parameter_count(extract(supernet, path))
+        assert method["prior_macs"] == 0
         assert artifact["backend"]["leftovers"] == 0
         assert artifact["backend"]["delegated_ops"] == artifact["backend"]["total_ops"] > 50
-        assert [entry["name"] for entry in artifact["io"]] == ["image", "trimap", "alpha"]
-        assert artifact["parity"]["passed"]
+        assert [entry["name"] for entry in artifact["io"]["64"]] == ["image", "trimap", "alpha"]
+        assert artifact["parity"]["executed"]
+        assert artifact["parity"]["cases"] == 9
         assert artifact["parity"]["max_abs"] <= artifact["parity"]["gate"]["max_abs"]
-        assert artifact["latency"] == []
         for file in artifact["files"]:
             assert sha256(exported / file["path"]) == file["sha256"]
             assert (exported / file["path"]).stat().st_size == file["bytes"]
-    assert [a["budget"]["text"] for a in content["artifacts"]][::2] == ["100%", "97.5%", "96%"]
+    assert [method["budget"]["text"] for method in methods][::2] == ["100%", "97.5%", "96%"]
     assert {a["target"]: a["parity"]["how"].split(",")[0] for a in content["artifacts"]} == {
         "executorch": "executed in the ExecuTorch runtime",
         "coreml": "converted",
@@ -95,68 +114,72 @@ def test_every_artifact_equals_its_own_path_and_no_other(exported: FilePath, sup
     inputs = cases(SIZE)
     wanted = {str(c.path): reference(network_of(supernet, c.path), inputs) for c in CHOICES}
     for artifact in manifest.read(exported)["artifacts"]:
-        row = RECIPES[artifact["target"]]
-        images, trimaps = torch.cat([c.image for c in inputs]), torch.cat([c.trimap for c in inputs])
-        alphas = row.execute(exported / artifact["name"], images, trimaps).split(1)
+        row = RECIPES[f"{artifact['target']}/single/{artifact['precision']}"]
+        assert row.load
+        alphas = alphas_of(row.load, exported / artifact["name"], inputs)
         passed = {path: compare(alpha, alphas, row.gate).passed for path, alpha in wanted.items()}
-        assert passed == {path: path == artifact["path"] for path in wanted}
+        assert passed == {path: path == artifact["methods"][0]["path"] for path in wanted}
 
 
 def test_known_pixels_are_exact(exported: FilePath) -> None:
     case = cases(SIZE)[0]
     assert {0, 128, 255} == set(case.trimap.unique().tolist())
     for name in ("pam-mini-v3_b100_64x64_fp32.pte", "pam-mini-v3_b100_64x64_fp16.mlpackage"):
-        row = RECIPES["executorch" if name.endswith("pte") else "coreml"]
-        alpha = row.execute(exported / name, case.image, case.trimap)
+        load = RECIPES[PTE if name.endswith("pte") else MLPACKAGE].load
+        assert load
+        (alpha,) = alphas_of(load, exported / name, [case])
         assert torch.equal(alpha[case.trimap == 255], torch.ones(int((case.trimap == 255).sum())))
         assert not alpha[case.trimap == 0].any()
 
 
-@pytest.mark.parametrize("target", ["executorch", "coreml"])
-def test_key_facts_are_inside_the_artifact(exported: FilePath, target: str) -> None:
+@pytest.mark.parametrize("key", [PTE, MLPACKAGE])
+def test_key_facts_are_inside_the_artifact(exported: FilePath, key: str) -> None:
     for artifact in manifest.read(exported)["artifacts"]:
-        if artifact["target"] == target:
-            facts = RECIPES[target].facts(exported / artifact["name"])
-            assert facts["path"] == artifact["path"]
-            assert facts["macs"] == str(artifact["macs"])
-            assert facts["budget"] == artifact["budget"]["text"]
+        if artifact["target"] == RECIPES[key].target:
+            with quiet("reading"):
+                facts = RECIPES[key].facts(exported / artifact["name"])
+            (method,) = artifact["methods"]
+            assert facts.items() >= artifact["info"].items()
+            assert facts["path"] == method["path"]
+            assert facts["macs"] == str(method["macs"])
+            assert facts["budget"] == method["budget"]["text"]
             assert facts["weights_sha256"] == MODEL["weights_sha256"]
 
 
 def test_the_same_input_gives_the_same_bytes(exported: FilePath, supernet: Supernet, tmp_path: FilePath) -> None:
     name = "pam-mini-v3_b096_64x64_fp32.pte"
-    (row,) = plan(supernet.preset, [BYPASS], ["executorch"], [SIZE], 3)
-    module = wrap(network_of(supernet, BYPASS.path))
-    executorch.build(module, cases(SIZE)[0].inputs(), tmp_path / name, key_facts(row, supernet.preset, MODEL))
+    (row,) = plan(supernet.preset, [BYPASS], [RECIPES[PTE]], [SIZE], 3, False)
+    parts = single(wrap(network_of(supernet, BYPASS.path)), cases(SIZE)[0].inputs())
+    executorch.build(parts, tmp_path / name, key_facts(row, supernet.preset, MODEL))
     assert (tmp_path / name).read_bytes() == (exported / name).read_bytes()
 
 
 def test_a_planted_perturbation_fails_the_gate_and_nothing_is_published(
     supernet: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = RECIPES["executorch"].build
+    build = RECIPES[PTE].build
 
-    def perturbed(module: nn.Module, *rest: Any) -> dict[str, Any]:
+    def perturbed(parts: list[Part], *rest: Any) -> dict[str, Any]:
         with torch.no_grad():
-            module.get_parameter("network.net.decoder.head.bias").add_(2e-4)
-        return build(module, *rest)
+            parts[0].module.get_parameter("network.net.decoder.head.bias").add_(2e-4)
+        return build(parts, *rest)
 
     plant(monkeypatch, perturbed)
-    monkeypatch.setattr("pam_export.folder.run_isolated", run_here)
+    monkeypatch.setattr("pam_export.proof.run_isolated", run_here)
     with pytest.raises(IntegrityError, match=r"b096_64x64_fp32\.pte differs from PyTorch: max 2\.0e-04 \(gate 1e-04\)"):
         export(supernet, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_failure_or_ctrl_c_leaves_nothing_and_spares_the_old_export(
+@pytest.mark.parametrize("error", [RuntimeError("boom"), OSError(28, "No space left on device")])
+def test_a_failure_leaves_nothing_and_spares_the_old_export(
     error: BaseException,
     supernet: Supernet,
     copied: Callable[[], FilePath],
     tmp_path: FilePath,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def failing(module: nn.Module, inputs: Any, path: FilePath, info: Any) -> dict[str, Any]:
+    def failing(parts: list[Part], path: FilePath, info: Any) -> dict[str, Any]:
         path.write_bytes(b"half an artifact")
         raise error
 
@@ -167,6 +190,91 @@ def test_a_failure_or_ctrl_c_leaves_nothing_and_spares_the_old_export(
         export(supernet, old)
     assert digests(old) == before
     assert list(tmp_path.iterdir()) == [old]
+
+
+def test_an_interrupted_export_spares_the_old_one_and_goes_on_with_what_is_complete(
+    supernet: Supernet, copied: Callable[[], FilePath], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, made = RECIPES[PTE].build, []
+
+    def interrupted(parts: list[Part], path: FilePath, info: Any) -> dict[str, Any]:
+        made.append(path.name)
+        if len(made) == 2:
+            path.write_bytes(b"half an artifact")
+            raise KeyboardInterrupt
+        return build(parts, path, info)
+
+    plant(monkeypatch, interrupted)
+    monkeypatch.setattr("pam_export.proof.run_isolated", run_here)
+    old = copied()
+    before, choices = digests(old), CHOICES[:2]
+    with pytest.raises(KeyboardInterrupt):
+        export(supernet, old, choices=choices)
+    assert digests(old) == before
+    (partial,) = [path for path in old.parent.iterdir() if path != old]
+    assert made[1] in {path.name for path in partial.iterdir()}
+    content = export(supernet, old, choices=choices)
+    assert made == [made[0], made[1], made[1]], "the first was complete, the second was not"
+    assert list(old.parent.iterdir()) == [old]
+    assert sorted(path.name for path in old.iterdir()) == sorted(
+        ["golden_64x64.safetensors", "manifest.json", *set(made)]
+    )
+    fresh = {file["path"]: file["sha256"] for a in content["artifacts"] for file in a["files"]}
+    assert all(before[name] == digest for name, digest in fresh.items()), "the bytes of an uninterrupted export"
+
+
+@pytest.mark.parametrize("change", ["weights", "file", "note"])
+def test_what_changed_since_the_interruption_is_made_again(
+    change: str, supernet: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def quick(parts: list[Part], path: FilePath, info: Any) -> dict[str, Any]:
+        made.append(path.name)
+        path.write_bytes(b"an artifact")
+        return {"delegated_ops": 1, "total_ops": 1}
+
+    def stop(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    plant(monkeypatch, quick)
+    monkeypatch.setattr("pam_export.folder.prove", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            export(supernet, tmp_path / "out")
+    assert len(made) == 1
+    if change == "weights":
+        supernet = copy.deepcopy(supernet)
+        with torch.no_grad():
+            supernet.net.decoder.head.bias.add_(1e-3)  # type: ignore[union-attr]
+    elif change == "file":
+        flip_first(tmp_path / ".out.partial" / made[0])
+    else:
+        (note,) = (tmp_path / ".out.partial" / DONE).iterdir()
+        flip_first(note)
+    with pytest.raises(KeyboardInterrupt):
+        export(supernet, tmp_path / "out")
+    assert len(made) == 2
+
+
+def flip_first(path: FilePath) -> None:
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+
+
+def test_two_exports_to_one_folder_are_refused(supernet: Supernet, tmp_path: FilePath) -> None:
+    with staging(tmp_path / "out"), pytest.raises(UsageError, match="is in use by process"):
+        export(supernet, tmp_path / "out")
+
+
+def test_each_target_makes_the_precisions_that_it_has() -> None:
+    def keys(*args: Any) -> list[str]:
+        return [row.key for row in select(*args)]
+
+    assert keys(["executorch", "coreml"], ["single"]) == [PTE, MLPACKAGE]
+    assert keys(["executorch"], ["single"], ["fp32", "fp16"]) == [PTE]
+    assert keys(["coreml"], ["single"], ["fp32", "fp16"]) == [MLPACKAGE]
 
 
 def test_a_failing_tool_is_quoted(supernet: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,8 +341,11 @@ def test_a_file_or_a_link_in_the_way_is_refused(tmp_path: FilePath) -> None:
             "path 111 costs .* above the budget 96%",
         ),
         ({"choices": [BudgetPath(Budget.parse("96%"), Path.parse("0000"))]}, UsageError, "has 4 units, mini has 3"),
-        ({"targets": ["tensorrt"]}, UsageError, "unknown export target 'tensorrt'"),
+        ({"targets": ["tensorrt"]}, UsageError, "unknown target 'tensorrt'"),
         ({"targets": []}, UsageError, "no targets"),
+        ({"forms": ["zip"]}, UsageError, "unknown form 'zip'"),
+        ({"precisions": ["fp8"]}, UsageError, "unknown precision 'fp8'"),
+        ({"precisions": ["fp16"]}, UsageError, "target executorch has none of the precisions fp16"),
         ({"sizes": [100]}, UsageError, "size 100 is not a multiple of 32"),
         ({"sizes": [0]}, UsageError, "size 0 is not a multiple of 32"),
         ({"sizes": [64, 64]}, UsageError, re.escape("two artifacts would be called pam-mini-v3_b096_64x64_fp32.pte")),
@@ -248,7 +359,7 @@ def test_bad_requests_are_refused_before_any_work(
     tmp_path: FilePath,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pam_export.folder.cases", lambda size: pytest.fail("work was begun"))
+    monkeypatch.setattr("pam_export.folder.build_all", lambda *args: pytest.fail("work was begun"))
     with pytest.raises(error, match=message):
         export(supernet, tmp_path / "out", **changes)
     assert list(tmp_path.iterdir()) == []
@@ -294,7 +405,7 @@ def test_parity_inputs_are_fixed_and_cover_the_odd_ones() -> None:
 
 
 def test_the_gate_sees_single_pixels_shapes_and_nan() -> None:
-    gate = RECIPES["executorch"].gate
+    gate = RECIPES[PTE].gate
     good = torch.rand(1, 1, 8, 8)
     spot, missing = good.clone(), good.clone()
     spot[0, 0, 3, 3] += 2e-4

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 
 import pytest
-import torch
-from export_samples import SIZE, lively, mini
+from export_samples import PTE, SIZE, alphas_of, lively, mini, single
 
 from pam_export import RECIPES, executorch
 from pam_export.parity import cases, compare, reference
@@ -29,12 +28,11 @@ def wide() -> Supernet:
 def test_a_tail_of_dense_units_is_inside_the_delegate_and_equal(wide: Supernet, path: str, tmp_path: FilePath) -> None:
     pytest.importorskip("executorch")
     network, inputs = network_of(wide, Path.parse(path)), cases(SIZE)
-    backend = executorch.build(wrap(network), inputs[0].inputs(), tmp_path / "wide.pte", {"path": path})
+    backend = executorch.build(single(wrap(network), inputs[0].inputs()), tmp_path / "wide.pte", {"path": path})
     assert (backend["leftovers"], backend["delegates"]) == (0, 1)
-    images, trimaps = torch.cat([c.image for c in inputs]), torch.cat([c.trimap for c in inputs])
-    alphas = executorch.execute(tmp_path / "wide.pte", images, trimaps).split(1)
-    parity = compare(reference(network, inputs), alphas, RECIPES["executorch"].gate)
+    alphas = alphas_of(executorch.load, tmp_path / "wide.pte", inputs)
+    parity = compare(reference(network, inputs), alphas, RECIPES[PTE].gate)
     assert parity.passed, str(parity)
     for unit in (1, 2):
         other = reference(network_of(wide, Path.parse(path).flip(unit)), inputs)
-        assert not compare(other, alphas, RECIPES["executorch"].gate).passed, unit
+        assert not compare(other, alphas, RECIPES[PTE].gate).passed, unit
