@@ -83,7 +83,7 @@ def plan(
     learned: bool,
 ) -> list[Plan]:
     """One plan per artifact. learned: whether the network can choose its path. Raises as export_folder does."""
-    for name, values in (("budgets", choices), ("targets", recipes), ("sizes", sizes)):
+    for name, values in (("budgets", choices), ("sizes", sizes)):
         if not values:
             raise UsageError(f"nothing to export: no {name}", f"give at least one of {name}")
     for row in recipes:

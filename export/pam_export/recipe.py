@@ -109,6 +109,9 @@ def select(targets: Sequence[str], forms: Sequence[str], precisions: Sequence[st
 
     Raises UsageError for a name that no recipe has, a form no target has, or a target without any of the precisions.
     """
+    for what, given in (("targets", targets), ("forms", forms)):
+        if not given:
+            raise UsageError(f"nothing to export: no {what}", f"give at least one of {what}")
     _known("target", targets, {row.target for row in RECIPES.values()})
     _known("form", forms, set(FORMS))
     _known("precision", precisions, {row.precision for row in RECIPES.values()})

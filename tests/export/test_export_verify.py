@@ -7,15 +7,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
+import numpy as np
 import pytest
 import torch
+from export_samples import PTE as PTE_KEY
 from safetensors.torch import load_file
 
 from pam_export import manifest, verify_folder
-from pam_export.child import Job, Outcome, run_isolated
+from pam_export.artifact import Answer, Request
+from pam_export.child import Job, Outcome, Question, run_isolated
 from pam_export.verify import check_files, judge
 from pam_mobile.errors import InputError, IntegrityError
 from pam_mobile.files import write_sealed_json
+from pam_mobile.path import Path
 
 PTE = "pam-mini-v3_b{}_64x64_fp32.pte"
 WEIGHTS = "pam-mini-v3_b100_64x64_fp16.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
@@ -49,6 +53,28 @@ def test_a_flipped_bit_is_found_before_anything_is_parsed(name: str, copied: Cal
     flip(folder / name)
     with pytest.raises(IntegrityError, match=f"{FilePath(name).name} is damaged"):
         verify_folder(folder)
+
+
+@pytest.mark.usefixtures("no_execution")
+@pytest.mark.parametrize("suffix", [".pte", ".mlpackage", "manifest.json", ".safetensors"])
+def test_five_hundred_flips_and_truncations_are_refused_and_nothing_is_parsed(
+    suffix: str, copied: Callable[[], FilePath]
+) -> None:
+    folder, rng = copied(), np.random.default_rng(5)
+    files = [
+        file for path in sorted(folder.iterdir()) if path.name.endswith(suffix) for file in manifest.files_under(path)
+    ]
+    for number in range(500):
+        file = files[int(rng.integers(len(files)))]
+        whole = file.read_bytes()
+        place = int(rng.integers(len(whole)))
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        file.write_bytes(whole[:place] if number % 5 == 0 else flipped)
+        with pytest.raises(IntegrityError):
+            verify_folder(folder)
+        file.write_bytes(whole)
+    check_files(folder, manifest.read(folder))
 
 
 @pytest.mark.usefixtures("no_execution")
@@ -130,7 +156,7 @@ def test_wrong_artifacts_under_fitting_hashes_fail_and_the_rest_is_still_checked
     short = folder / PTE.format("097")
     short.write_bytes(short.read_bytes()[:4000])
     # The manifest is a lie all the way: it even says path 000 of the artifact that should be 111.
-    content["artifacts"][0] |= {key: content["artifacts"][2][key] for key in ("path", "macs")}
+    content["artifacts"][0]["info"] = content["artifacts"][2]["info"]
     for artifact in content["artifacts"]:
         artifact["files"] = manifest.file_entries(folder, folder / artifact["name"])
     manifest.write(folder, content)
@@ -143,11 +169,16 @@ def test_wrong_artifacts_under_fitting_hashes_fail_and_the_rest_is_still_checked
 
 def test_what_an_artifact_says_about_itself_must_fit_the_manifest(exported: FilePath) -> None:
     artifact = manifest.read(exported)["artifacts"][0]
-    golden = load_file(exported / artifact["golden"]["file"])[artifact["golden"]["alpha"]]
-    facts = (("macs", str(artifact["macs"])), ("path", "111"))
-    assert judge(artifact, golden, Outcome((golden,), facts)).passed
-    check = judge(artifact, golden, Outcome((golden,), (facts[0], ("path", "000"))))
+    (method,) = artifact["methods"]
+    golden = load_file(exported / method["golden"]["file"])[method["golden"]["alpha"]]
+    answers, facts = ((Answer(golden),),), artifact["info"]
+    assert facts["path"] == "111"
+    assert judge(artifact, [golden], Outcome(answers, tuple(facts.items()))).passed
+    check = judge(artifact, [golden], Outcome(answers, tuple({**facts, "path": "000"}.items())))
     assert (check.passed, check.message) == (False, "it holds path 000, the manifest says 111")
+    chosen = ((Answer(golden, Path.parse("011")),),)
+    check = judge(artifact, [golden], Outcome(chosen, tuple(facts.items())))
+    assert (check.passed, check.message) == (False, "forward takes path 011, the manifest says None")
 
 
 def test_a_crash_takes_only_its_own_job_down(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,11 +205,12 @@ def test_a_crash_takes_only_its_own_job_down(tmp_path: FilePath, monkeypatch: py
     monkeypatch.syspath_prepend(package.parent)
     image, trimap = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.full((1, 1, 4, 4), 255, dtype=torch.uint8)
     names = ("good.pte", "crash.pte", "broken.pte", "fine.pte")
-    good, crash, broken, fine = run_isolated([Job("executorch", tmp_path / name, image, trimap) for name in names])
-    assert torch.equal(good.alphas[0], torch.ones(1, 1, 4, 4))
+    asked = [Question(Request(), image, trimap)]
+    good, crash, broken, fine = run_isolated([Job(PTE_KEY, tmp_path / name, asked) for name in names])
+    assert torch.equal(good.answers[0][0].alpha, torch.ones(1, 1, 4, 4))
     assert dict(good.facts) == {"path": "x"}
     assert crash.error.startswith("crashed its process (signal 6)")
-    assert broken.error == "running ExecuTorch failed: RuntimeError: not a program"
+    assert broken.error == "reading ExecuTorch failed: RuntimeError: not a program"
     assert not fine.error
 
 
