@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from . import __version__
-from .commands import data, doctor, evaluate, export, info, predict, quickstart, train, verify
+from .commands import bench, data, doctor, evaluate, export, info, predict, quickstart, train, verify
 from .commands.common import fail
 
 # typer carries its own click from 0.28 on; its public exception leads to the base class of either one.
@@ -29,6 +29,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
+app.command("bench")(bench.bench)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")

@@ -24,7 +24,19 @@ from pam_mobile.commands import doctor
 from pam_mobile.config import TrainConfig, to_yaml
 from pam_mobile.errors import UsageError
 
-VERBS = ("quickstart", "train", "eval", "predict", "export", "verify", "data check", "data pack", "info", "doctor")
+VERBS = (
+    "quickstart",
+    "train",
+    "eval",
+    "predict",
+    "export",
+    "verify",
+    "bench",
+    "data check",
+    "data pack",
+    "info",
+    "doctor",
+)
 
 
 @dataclass
@@ -377,3 +389,15 @@ def test_a_signal_stops_training_with_its_code_and_the_run_resumes(tmp_path: Pat
     states = {path.stem: path for path in (tmp_path / "run" / "last").iterdir()}
     assert max(states) == f"state-1-{int(err.split('after step ')[1].split()[0]):08d}"
     assert err.splitlines()[-1] == f"  continue: pam-mobile {' '.join(long[3:])} --resume"
+
+
+def test_how_a_run_on_several_machines_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pam_mobile.commands.train import _continuation
+
+    monkeypatch.setattr("sys.argv", ["pam-mobile", "train", "--out", "a b"])
+    assert _continuation() == "continue: pam-mobile train --out 'a b' --resume"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert _continuation() == "continue: torchrun --nproc-per-node 2 -m pam_mobile train --out 'a b' --resume"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "on every machine again, with --resume" in _continuation()

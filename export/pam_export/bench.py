@@ -1,0 +1,308 @@
+"""Bench: what every artifact of an export folder costs on this machine, beside what is known of it elsewhere.
+
+Times are taken in turns, one run of everything and then the next, so that all see the same machine: one child per target keeps its
+artifacts loaded. Memory is that of another fresh child, which loads one artifact and asks it one thing.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path as FilePath
+from typing import IO, Any
+
+from pam_mobile.errors import InputError, IntegrityError
+from pam_mobile.files import atomic_path
+from pam_mobile.reporter import Reporter, Silent
+
+from . import manifest
+from .device import LABEL, OUTSIDE, PHONES, estimate
+from .parity import Gate, Parity
+from .quiet import last_lines
+from .recipe import ADAPTIVE, SINGLE, recipe
+from .verify import check_files
+
+WARM_UP = 3
+NOT_EXECUTED = "converted, not executed"
+COUNTS = FilePath(__file__).resolve().parents[1] / "results" / "arm64.csv"
+"""What export/arm64/run.py wrote; in a checkout only."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One method of one artifact of the manifest of `folder`."""
+
+    folder: FilePath
+    artifact: Mapping[str, Any]
+    method: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return f"{self.artifact['target']}/{self.artifact['form']}/{self.artifact['precision']}"
+
+    @property
+    def executed(self) -> bool:
+        """Whether it really runs here: an interpreter's time says nothing."""
+        row = recipe(self.key)
+        return row.load is not None and not row.how.startswith(NOT_EXECUTED)
+
+    @property
+    def name(self) -> str:
+        return f"{self.artifact['name']} {self.method['name']} {self.method['budget']['text']}"
+
+    def order(self) -> dict[str, Any]:
+        """What a child has to be told."""
+        golden = self.method["golden"]
+        return {
+            "key": self.key,
+            "file": str(self.folder / self.artifact["name"]),
+            "method": self.method["name"],
+            "macs": 0 if self.method["path"] else self.method["budget"]["limit_macs"],
+            "golden": str(self.folder / golden["file"]),
+            "alpha": golden["alpha"],
+        }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """ms: of every run after the warm-up; path: the one that ran; peak: bytes above what the runtime alone takes, if known."""
+
+    ms: tuple[float, ...]
+    path: str
+    peak: int | None
+
+
+def bench_folder(
+    folder: FilePath, *, threads: int = 1, runs: int = 20, counts: FilePath = COUNTS, reporter: Reporter | None = None
+) -> list[Row]:
+    """One row per artifact and method, in the manifest's order. counts: CSV file of export/arm64/run.py, if there is one.
+
+    Raises as verify_folder does; IntegrityError too if an artifact fails or no longer gives its golden alpha.
+    """
+    reporter = reporter or Silent()
+    content = manifest.read(folder)
+    check_files(folder, content)
+    subjects = [
+        Subject(folder, artifact, method) for artifact in content["artifacts"] for method in artifact["methods"]
+    ]
+    timed = [subject for subject in subjects if subject.executed]
+    for subject in timed:
+        recipe(subject.key).require()
+    busy = os.getloadavg()[0]
+    peaks = _peaks(timed, threads, reporter)
+    times = _times(timed, threads, runs, reporter)
+    costs = {s.name: Cost(tuple(ms), path, peak) for s, (ms, path), peak in zip(timed, times, peaks, strict=True)}
+    known = read_counts(counts)
+    facts = _environment(content, threads, runs, busy)
+    rows = [_row(subject, costs.get(subject.name), known) | facts for subject in subjects]
+    return [row | _ratios(row, rows) for row in rows]
+
+
+def read_counts(path: FilePath) -> list[Row]:
+    """The rows of export/arm64/run.py; none if there is no such file. Raises InputError if it is another kind of file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if any(not {"sha256", "method", "cpu", "m_total"} <= row.keys() for row in rows):
+        raise InputError(f"{path} was not written by export/arm64/run.py", "name its CSV file")
+    return rows
+
+
+def _peaks(subjects: Sequence[Subject], threads: int, reporter: Reporter) -> list[int | None]:
+    peaks = []
+    with reporter.progress("memory, a fresh process each", len(subjects)) as advance:
+        for subject in subjects:
+            with _child(subject.artifact["target"], threads) as ask:
+                answer = ask(subject)
+            judge(subject, answer)
+            peaks.append(answer["peak"])
+            advance()
+    return peaks
+
+
+def _times(subjects: Sequence[Subject], threads: int, runs: int, reporter: Reporter) -> list[tuple[list[float], str]]:
+    """Per subject the milliseconds of every run after the warm-up, and the path."""
+    turns: list[list[dict[str, Any]]] = []
+    with ExitStack() as stack, reporter.progress("time, in turns", WARM_UP + runs) as advance:
+        targets = dict.fromkeys(subject.artifact["target"] for subject in subjects)
+        children = {target: stack.enter_context(_child(target, threads)) for target in targets}
+        for _ in range(WARM_UP + runs):
+            turns.append([children[subject.artifact["target"]](subject) for subject in subjects])
+            advance()
+    counted = turns[WARM_UP:]
+    return [([turn[i]["ms"] for turn in counted], counted[0][i]["path"]) for i in range(len(subjects))]
+
+
+def judge(subject: Subject, answer: Mapping[str, Any]) -> None:
+    """Raise IntegrityError unless the artifact gave its golden alpha: what is wrong is not timed."""
+    parity = Parity(answer["max_abs"], answer["mean_abs"], Gate(**subject.method["golden"]["tolerance"]))
+    if not parity.passed:
+        raise IntegrityError(f"{subject.name} differs from its golden alpha: {parity}", "export again")
+
+
+class Child:
+    """A process that runs artifacts of one target on request."""
+
+    def __init__(self, process: subprocess.Popen[str], log: IO[bytes]) -> None:
+        self.process = process
+        self.log = log
+
+    def __call__(self, subject: Subject) -> dict[str, Any]:
+        """Run a subject once. Raises IntegrityError in the child's words, or if the child died."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(subject.order()) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self.log.seek(0)
+            tail = last_lines(self.log.read().decode(errors="replace"))
+            raise IntegrityError(f"{subject.name} crashed its process (exit code {self.process.wait()})", tail)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise IntegrityError(f"{subject.name} cannot be run: {answer['error']}", "export again")
+        return answer
+
+
+@contextmanager
+def _child(target: str, threads: int) -> Iterator[Child]:
+    """A child that is gone when the block ends, however it ends."""
+    command = [sys.executable, "-m", "pam_export.bench_child", target, str(threads)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+    }
+    with tempfile.TemporaryFile("w+b") as log:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+        process = subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+        try:
+            yield Child(process, log)
+        finally:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                pipe.close()
+
+
+def _row(subject: Subject, cost: Cost | None, known: Sequence[Row]) -> Row:
+    """What is known of one method; empty where nothing is."""
+    artifact, method = subject.artifact, subject.method
+    row: Row = {
+        "file": artifact["name"],
+        "target": artifact["target"],
+        "form": artifact["form"],
+        "precision": artifact["precision"],
+        "method": method["name"],
+        "size": method["height"],
+        "budget": method["budget"]["text"],
+        "path": method["path"] or (cost.path if cost else ""),
+        "macs": method["macs"],
+        "file_mb": round(sum(file["bytes"] for file in artifact["files"]) / 1e6, 3),
+        "ms_p50": "",
+        "ms_p90": "",
+        "peak_mb": "",
+        "note": "" if cost else NOT_EXECUTED,
+    }
+    if cost:
+        row |= {"ms_p50": round(statistics.median(cost.ms), 3), "ms_p90": round(percentile(cost.ms, 90), 3)}
+        row["peak_mb"] = "" if cost.peak is None else round(cost.peak / 1e6, 1)
+    return row | _elsewhere(subject, known)
+
+
+def _elsewhere(subject: Subject, known: Sequence[Row]) -> Row:
+    """Counted instructions of exactly this file, and the estimates that follow from them."""
+    hashes = {file["sha256"] for file in subject.artifact["files"]}
+    row: Row = {}
+    for phone in PHONES:
+        totals = [
+            float(k["m_total"])
+            for k in known
+            if k["sha256"] in hashes and (k["method"], k["cpu"]) == (subject.method["name"], phone.cpu)
+        ]
+        guess = estimate(phone, totals[0], subject.method["macs"]) if totals else None
+        inside = guess is not None and guess.calibrated
+        row |= {
+            f"m_instructions_{phone.cpu}": totals[0] if totals else "",
+            f"{phone.name} ms": round(guess.ms, 1) if guess else "",
+            f"{phone.name} low": round(guess.low, 1) if guess and inside else "",
+            f"{phone.name} high": round(guess.high, 1) if guess and inside else "",
+            f"{phone.name}": "" if guess is None else LABEL if inside else f"{LABEL}; {OUTSIDE}",
+        }
+    return row
+
+
+def _ratios(row: Row, rows: Sequence[Row]) -> Row:
+    """Time and MACs against the largest budget of the same kind, and time against float32 and against the fixed path."""
+
+    def alike(*columns: str, **other: object) -> list[Row]:
+        return [r for r in rows if all(r[c] == row[c] for c in columns) and all(r[k] == v for k, v in other.items())]
+
+    kind = ["target", "form", "precision", "size"] + (["method"] if row["form"] == ADAPTIVE else [])
+    largest = max(alike(*kind), key=lambda r: int(r["macs"]))
+    fp32 = alike("target", "form", "size", "budget", "path", precision="fp32")
+    single = alike("target", "precision", "size", "path", form=SINGLE) if row["form"] == ADAPTIVE else []
+    return {
+        "macs_vs_largest": round(row["macs"] / largest["macs"], 3),
+        "ms_vs_largest": _ratio(row, largest),
+        "ms_vs_fp32": _ratio(row, fp32[0]) if fp32 and row["precision"] != "fp32" else "",
+        "ms_vs_single": _ratio(row, single[0]) if single else "",
+    }
+
+
+def _ratio(row: Row, other: Row) -> float | str:
+    return round(row["ms_p50"] / other["ms_p50"], 3) if row["ms_p50"] and other["ms_p50"] else ""
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest of `values` that at least so many percent of them do not exceed."""
+    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
+
+
+def _environment(content: Mapping[str, Any], threads: int, runs: int, busy: float) -> Row:
+    """The facts that every row carries."""
+    state = manifest.git_state()
+    tools = manifest.toolchain()
+    return {
+        "network": content["model"]["arch"],
+        "threads": threads,
+        "runs": runs,
+        "load_before": round(busy, 2),
+        "machine": f"{_cpu()} ({os.cpu_count()} cores)",
+        **{tool: tools.get(tool) or "" for tool in ("torch", "executorch", "onnxruntime")},
+        "commit": f"{state['git'] or ''}{'-dirty' if state['dirty'] else ''}",
+        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = FilePath("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown processor"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown processor"
+
+
+def write(path: FilePath, rows: Sequence[Row]) -> None:
+    """Write the rows as CSV. Raises SetupError if that is impossible."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
