@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -24,6 +25,7 @@ WITHOUT_CHOICE = 1
 """The version before networks could learn to choose: what chooses was there, untrained and of another form."""
 WEIGHTS = "model.safetensors"
 DOCUMENT = "checkpoint.json"
+LONGEST_NAME = 255
 REMEDY = "train it again, or copy the run folder again from where it came"
 
 
@@ -95,7 +97,7 @@ def load(folder: FilePath) -> Checkpoint:
         layout = {name: kind for name, kind in layout.items() if not chooses(name)}
     require_layout(layout, {name: wanted[name] for name in kept}, weights, f"a {preset.label} network")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # for what the file does not hold
+        torch.default_generator.manual_seed(0)  # for what the file does not hold
         supernet = Supernet(preset)
     state = tensorfile.read(weights)
     supernet.load_state_dict(supernet.state_dict() | {name: state[name] for name in kept})
@@ -124,6 +126,8 @@ def find(model: str) -> FilePath:
     Raises InputError naming what is accepted.
     """
     place = FilePath(model)
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in place.parts):
+        raise InputError(f"no model found at {model[:40]}...", "a name is longer than file systems allow")
     if place.is_file() and place.name in (WEIGHTS, DOCUMENT):
         return place.parent
     if model in models.SHIPPED and not place.exists():

@@ -171,7 +171,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UsageError(f"precision={self.precision!r} is not known", "use auto, fp32 or bf16")
-        _require(self, "", shards=1, seed=0, validate_every=1, save_every=1, warmup=0)
+        _require(self, "", shards=1, seed=0, validate_every=1, save_every=1, warmup=0, weight_decay=0)
+        for name, decay in (("ema", self.ema), *(("betas", beta) for beta in self.betas)):
+            if not 0 <= decay < 1:
+                raise UsageError(f"{name}={decay} is no decay per step", "use 0 up to, but not including, 1")
+        if not self.clip > 0:
+            raise UsageError(f"clip={self.clip} stops all training", "use more than 0")
         _require_size("held_out.size", self.held_out.size)
         if not self.crops:
             raise UsageError("crops is empty: there is nothing to train on", "name at least one crop")
@@ -234,7 +239,7 @@ def _refusals(fault: Exception) -> Iterator[PamError]:
 def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
     """The config with `a.b=value` assignments applied; values are YAML, lists may do without brackets.
 
-    Raises UsageError for an unknown name, InputError for a value that does not fit.
+    Raises UsageError for an unknown name or a value that does not fit.
     """
     values = asdict(config)
     for assignment in assignments:
@@ -256,7 +261,10 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
         except yaml.YAMLError as error:
             raise UsageError(f"--set {assignment}: the value is not YAML", "quote it") from error
         target[leaf] = value
-    return from_dict(values, "--set")
+    try:
+        return from_dict(values, "--set")
+    except InputError as error:
+        raise UsageError(error.message, error.hint) from error
 
 
 def load(path: FilePath) -> TrainConfig:

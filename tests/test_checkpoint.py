@@ -316,3 +316,8 @@ def test_no_model_says_what_is_accepted(tmp_path: FilePath, name: str) -> None:
         find(str(tmp_path / name))
     assert "run folder" in caught.value.hint
     assert "`prior`" in caught.value.hint
+
+
+def test_a_name_that_no_file_can_have_is_refused_in_words(tmp_path: FilePath) -> None:
+    with pytest.raises(InputError, match="no model found at"):
+        find(str(tmp_path / ("n" * 300)))

@@ -15,6 +15,7 @@ from pam_mobile.config import Crop, Data, Stage, TrainConfig, from_dict, load, o
 from pam_mobile.errors import InputError, PamError, UsageError
 
 positive = st.floats(1e-9, 1e3)
+decays = st.floats(0, 0.9999)
 configs = st.builds(
     TrainConfig,
     preset=st.text(st.characters(codec="utf-8", categories=("L", "N")), min_size=1, max_size=8),
@@ -29,7 +30,7 @@ configs = st.builds(
     ),
     seed=st.integers(0, 2**63 - 1),
     precision=st.sampled_from(["auto", "fp32", "bf16"]),
-    betas=st.tuples(positive, positive),
+    betas=st.tuples(decays, decays),
 )
 
 
@@ -123,11 +124,15 @@ def test_whole_numbers_and_text_serve_as_fractions() -> None:
         ("seed=-1", "seed=-1"),
         ("validate_every=0", "validate_every=0"),
         ("save_every=0", "save_every=0"),
+        ("weight_decay=-1e-3", "weight_decay=-0.001"),
+        ("ema=1", "ema=1.0"),
+        ("betas=0.9,1.5", "betas=1.5"),
+        ("clip=0", "clip=0.0"),
     ],
 )
 def test_a_value_that_no_run_could_use_is_refused_before_there_is_one(assignment: str, said: str) -> None:
     """Wherever it is nested, in its own words and with what to use instead."""
-    with pytest.raises(PamError) as caught:
+    with pytest.raises(UsageError) as caught:
         override(TrainConfig(), [assignment])
     assert caught.value.message.startswith(f"--set: {said}")
     assert caught.value.hint.startswith(("use ", "name at least"))
@@ -135,7 +140,7 @@ def test_a_value_that_no_run_could_use_is_refused_before_there_is_one(assignment
 
 def test_two_foregrounds_can_only_be_combined_where_there_are_two() -> None:
     for style in ("naive", "rcf", "triplet", "quadruplet"):
-        with pytest.raises(InputError, match=r"data\.patches=1"):
+        with pytest.raises(UsageError, match=r"data\.patches=1"):
             override(TrainConfig(), ["data.patches=1", f"data.style={style}"])
         override(TrainConfig(), ["data.patches=2", f"data.style={style}"])
     override(TrainConfig(), ["data.patches=1", "data.style=single"])

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BACKGROUND, UNKNOWN, FOREGROUND = 0, 128, 255
+from pam_mobile.data.trimap import BACKGROUND, FOREGROUND, UNKNOWN
+
 SYNTHETIC = 4
 SEED = 20240607
 

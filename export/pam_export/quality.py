@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pam_mobile.data.synthetic import SMALLEST
+from pam_mobile.data.trimap import UNKNOWN
 from pam_mobile.errors import UsageError
 from pam_mobile.evaluate.heldout import composites
 
-from .parity import UNKNOWN, Case
+from .parity import Case
 
 CALIBRATION, JUDGED = 16, 12
 CALIBRATION_SEED, JUDGED_SEED = 7, 6

@@ -91,6 +91,8 @@ def train(
 def _continuation() -> str:
     """The command that goes on with this run."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if os.environ.get("WORLD_SIZE", "1") != processes:
+        return "continue: run the same command on every machine again, with --resume at its end"
     start = ["pam-mobile"] if processes == "1" else ["torchrun", "--nproc-per-node", processes, "-m", "pam_mobile"]
     words = [word for word in sys.argv[1:] if word != "--resume"]
     return f"continue: {shlex.join([*start, *words, '--resume'])}"

@@ -13,6 +13,7 @@ import cv2
 import torch
 
 from ..data.compose import Batch
+from ..errors import IntegrityError
 from ..files import atomic_path, write_bytes
 from ..model.supernet import Supernet
 from ..path import Path
@@ -32,11 +33,16 @@ class RunLog:
         self.picture = folder / "curves.png"
         self.samples = folder / "samples"
         self.summary = folder / "summary.json"
+        self._writer: Any = None
+        """TensorBoard's; one file per sitting."""
 
     def rows(self) -> list[dict[str, Any]]:
         if not self.jsonl.exists():
             return []
-        return [json.loads(line) for line in self.jsonl.read_text().splitlines()]
+        try:
+            return [json.loads(line) for line in self.jsonl.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise IntegrityError(f"{self.jsonl} is damaged", "delete it: the curves begin anew") from error
 
     def append(self, row: dict[str, Any]) -> None:
         rows = [*self.rows(), row]
@@ -70,7 +76,10 @@ class RunLog:
 
     def summarise(self, stage: int, facts: dict[str, Any]) -> None:
         """Set what a stage took in summary.json: steps, skipped ones, seconds over all sittings, peak memory in bytes."""
-        stages = json.loads(self.summary.read_text()) if self.summary.exists() else {}
+        try:
+            stages = json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.exists() else {}
+        except ValueError as error:
+            raise IntegrityError(f"{self.summary} is damaged", "delete it: what stages took is forgotten") from error
         stages[f"stage{stage}"] = facts
         write_bytes(self.summary, (json.dumps(stages, indent=2) + "\n").encode())
 
@@ -79,10 +88,12 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
-            for name, value in row.items():
-                if value is not None and name not in ("stage", "step"):
-                    writer.add_scalar(name, value, step)
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"))
+        for name, value in row.items():
+            if value is not None and name not in ("stage", "step"):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def plot(self, reporter: Reporter) -> None:
         """Draw the curves; without matplotlib say so and go on."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pam_mobile.data.compose import Batch
+from pam_mobile.errors import IntegrityError
 from pam_mobile.model.presets import preset
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path as NetworkPath
@@ -55,6 +56,16 @@ def test_samples_show_image_trimap_and_a_matte_per_path(tmp_path: Path) -> None:
             assert np.abs(row[:, column * size : (column + 1) * size, 2] - want).max() <= 0.51
 
 
+def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.append(ROW)
+    log.summarise(1, {"seconds": 1.5})
+    for file, use in ((log.jsonl, log.rows), (log.summary, lambda: log.summarise(1, {}))):
+        file.write_text(file.read_text()[:-4])
+        with pytest.raises(IntegrityError, match=f"{file.name} is damaged"):
+            use()
+
+
 def test_the_summary_adds_up_over_stages(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log.summarise(1, {"seconds": 1.5})
@@ -74,12 +85,10 @@ def test_scalars_go_to_tensorboard_if_it_is_there_and_stages_follow_each_other(
     class Writer:
         def __init__(self, folder: str) -> None:
             assert folder == str(tmp_path / "tensorboard")
+            written.append(("opened", None, 0))
 
-        def __enter__(self) -> Writer:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            written.append(("closed", None, 0))
+        def flush(self) -> None:
+            written.append(("flushed", None, 0))
 
         def add_scalar(self, name: str, value: float, step: int) -> None:
             written.append((name, value, step))
@@ -89,11 +98,12 @@ def test_scalars_go_to_tensorboard_if_it_is_there_and_stages_follow_each_other(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     log = RunLog(tmp_path)
     log.append(ROW)
-    assert written[0] == ("loss", 0.5, 5)
+    assert written[1] == ("loss", 0.5, 5)
     log.append({**ROW, "stage": 2, "step": 3, "loss": None})
     assert ("skipped", 0, 8) in written
     assert ("loss", None, 8) not in written
-    assert written[-1][0] == "closed"
+    assert written[-1][0] == "flushed", "a killed run loses no row"
+    assert sum(name == "opened" for name, *_ in written) == 1
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     log.append({**ROW, "stage": 2, "step": 6})
     assert len(log.rows()) == 3
