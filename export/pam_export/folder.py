@@ -19,7 +19,7 @@ from .parity import Gate, cases
 from .plan import BudgetPath, Method, plan
 from .proof import Proof, prove, write_golden
 from .publish import check_destination, remove, staging
-from .recipe import SINGLE, select
+from .recipe import SINGLE, missing, select
 from .wrapper import io_description
 
 
@@ -51,6 +51,8 @@ def export_folder(
     recipes = select(targets, forms, precisions)
     plans = plan(supernet.preset, choices, recipes, sizes, model.get("weights_version", 0), learned)
     check_destination(out)
+    for what in missing(targets, forms, precisions):
+        reporter.warn(f"there is no such artifact, it is left out: {what}")
     with staging(out) as folder:
         built = build_all(supernet, plans, folder, model, reporter, workers or worker_count())
         proofs = prove(built, folder, supernet, reporter)

@@ -134,6 +134,17 @@ def select(targets: Sequence[str], forms: Sequence[str], precisions: Sequence[st
     return rows
 
 
+def missing(targets: Sequence[str], forms: Sequence[str], precisions: Sequence[str]) -> list[str]:
+    """What was asked for beside what `select` gives, as `target form precision`: the target has the precision in other forms only."""
+    asked = {
+        (target, form, row.precision)
+        for target in targets
+        for form in forms
+        for row in select([target], [SINGLE], precisions)
+    }
+    return sorted(" ".join(key) for key in asked if "/".join(key) not in RECIPES)
+
+
 def _known(what: str, names: Sequence[str], known: set[str]) -> None:
     for name in names:
         if name not in known:

@@ -22,7 +22,7 @@ from pam_export.parity import Case, cases, compare, reference
 from pam_export.plan import key_facts, plan
 from pam_export.publish import check_destination, staging
 from pam_export.quiet import quiet
-from pam_export.recipe import RECIPES, recipe, select
+from pam_export.recipe import RECIPES, missing, recipe, select
 from pam_export.wrapper import network_of, wrap
 from pam_mobile.budget import Budget
 from pam_mobile.cost import CostTable
@@ -275,6 +275,13 @@ def test_each_target_makes_the_precisions_that_it_has() -> None:
     assert keys(["executorch", "coreml"], ["single"]) == [PTE, MLPACKAGE]
     assert keys(["executorch"], ["single"], ["fp32", "fp16"]) == [PTE]
     assert keys(["coreml"], ["single"], ["fp32", "fp16"]) == [MLPACKAGE]
+
+
+def test_what_no_recipe_makes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "executorch/shared/fp32", replace(RECIPES[PTE], form="shared"))
+    monkeypatch.delitem(RECIPES, "coreml/shared/fp16", raising=False)
+    assert missing(["executorch", "coreml"], ["single", "shared"], []) == ["coreml shared fp16"]
+    assert missing(["executorch"], ["single", "shared"], ["fp32"]) == []
 
 
 def test_a_failing_tool_is_quoted(supernet: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
