@@ -107,24 +107,13 @@ def recipe(key: str) -> Recipe:
 def select(targets: Sequence[str], forms: Sequence[str], precisions: Sequence[str] = ()) -> list[Recipe]:
     """The recipes of all targets and forms; of each target those precisions that it has, or its first if none is named.
 
-    Raises UsageError for a name that no recipe has, a form no target has, or a target without any of the precisions.
+    Raises UsageError for a name that no recipe has, a form that none of the targets has, or a target without any of the precisions.
     """
     for what, given in (("targets", targets), ("forms", forms)):
         if not given:
             raise UsageError(f"nothing to export: no {what}", f"give at least one of {what}")
-    _known("target", targets, {row.target for row in RECIPES.values()})
     _known("form", forms, set(FORMS))
-    _known("precision", precisions, {row.precision for row in RECIPES.values()})
-    rows: list[Recipe] = []
-    for target in targets:
-        own = [row for row in RECIPES.values() if row.target == target]
-        kept = precisions or (own[0].precision,)
-        if not any(row.precision in kept for row in own):
-            raise UsageError(
-                f"target {target} has none of the precisions {', '.join(precisions)}",
-                f"it has {', '.join(dict.fromkeys(row.precision for row in own))}",
-            )
-        rows += [row for row in own if row.form in forms and row.precision in kept]
+    rows = [row for row in _able(targets, precisions) if row.form in forms]
     for form in forms:
         if not any(row.form == form for row in rows):
             able = dict.fromkeys(f"{row.target} {row.precision}" for row in RECIPES.values() if row.form == form)
@@ -134,15 +123,27 @@ def select(targets: Sequence[str], forms: Sequence[str], precisions: Sequence[st
     return rows
 
 
-def missing(targets: Sequence[str], forms: Sequence[str], precisions: Sequence[str]) -> list[str]:
-    """What was asked for beside what `select` gives, as `target form precision`: the target has the precision in other forms only."""
-    asked = {
-        (target, form, row.precision)
-        for target in targets
-        for form in forms
-        for row in select([target], [SINGLE], precisions)
-    }
+def missing(targets: Sequence[str], forms: Sequence[str], precisions: Sequence[str] = ()) -> list[str]:
+    """What was asked for but `select` does not give, as `target form precision`: the target has that precision in other forms."""
+    asked = {(row.target, form, row.precision) for row in _able(targets, precisions) for form in forms}
     return sorted(" ".join(key) for key in asked if "/".join(key) not in RECIPES)
+
+
+def _able(targets: Sequence[str], precisions: Sequence[str]) -> list[Recipe]:
+    """The recipes of the targets in the precisions, in all forms."""
+    _known("target", targets, {row.target for row in RECIPES.values()})
+    _known("precision", precisions, {row.precision for row in RECIPES.values()})
+    rows: list[Recipe] = []
+    for target in targets:
+        own = [row for row in RECIPES.values() if row.target == target]
+        kept = [row for row in own if row.precision in (precisions or (own[0].precision,))]
+        if not kept:
+            raise UsageError(
+                f"target {target} has none of the precisions {', '.join(precisions)}",
+                f"it has {', '.join(dict.fromkeys(row.precision for row in own))}",
+            )
+        rows += kept
+    return rows
 
 
 def _known(what: str, names: Sequence[str], known: set[str]) -> None:
