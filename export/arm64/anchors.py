@@ -1,0 +1,125 @@
+"""Count the instructions of the networks by which phone estimates are calibrated (pam_export/device.py). Needs torchvision.
+
+    python export/arm64/anchors.py [--cpu cortex-a73,cortex-a75]
+
+Four MobileNets at 224x224 with random weights, because the instructions do not depend on them; rows go to export/results/anchors.csv.
+Exit codes as run.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path as FilePath
+
+import platformdirs
+import torch
+from cpu import CPUS
+from emulate import emulate
+from run import CANNOT_SET_UP, MILLION, Row, environment, say, write
+from toolchain import set_up
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pam_export.executorch import lower, open_program
+from pam_export.quiet import quiet
+from pam_mobile.errors import PamError, SetupError
+
+RESULTS = FilePath(__file__).resolve().parents[1] / "results" / "anchors.csv"
+SIZE = 224
+BOUND = 1e-4
+"""Largest difference to this machine's ExecuTorch, relative to the largest output."""
+
+
+class MobileNetV1(nn.Module):
+    """Howard et al., MobileNets, 2017, table 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+        layers, channels = [*_layer(3, 32, 3, 2)], 32
+        for width, stride in widths:
+            layers += [*_layer(channels, channels, 3, stride, channels), *_layer(channels, width, 1, 1)]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, 1001)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (1, 3, H, W). Returns (1, 1001)."""
+        scores: Tensor = self.classifier(self.features(image).mean((2, 3), keepdim=True).flatten(1))
+        return scores
+
+
+def _layer(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU6()]
+
+
+def networks() -> dict[str, Callable[[], nn.Module]]:
+    """By the names that pam_export/device.py gives them. Raises SetupError without torchvision."""
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:
+        raise SetupError(f"the anchors need torchvision: {error}", "pip install torchvision") from error
+    return {
+        "MobileNet v1": MobileNetV1,
+        "MobileNet v2": models.mobilenet_v2,
+        "MobileNet v3 large": models.mobilenet_v3_large,
+        "MobileNet v3 small": models.mobilenet_v3_small,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Count the instructions of four MobileNets.")
+    parser.add_argument("--cpu", default="cortex-a73,cortex-a75", help=f"of {', '.join(CPUS)}; default %(default)s")
+    parser.add_argument("--out", type=FilePath, default=RESULTS, help="CSV file, default %(default)s")
+    parser.add_argument("--cache", type=FilePath, default=platformdirs.user_cache_path("pam-mobile") / "arm64")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    try:
+        for row in count(options.cache, options.cpu.split(",")):
+            say(f"{row['file']} on {row['cpu']}: {row['m_total']} M instructions, {row['m_macs']} M multiply-adds")
+            rows.append(row)
+            write(options.out, rows)
+    except SetupError as error:
+        say(f"cannot run here: {error.message}", error.hint)
+        return CANNOT_SET_UP
+    except PamError as error:
+        say(f"error: {error.message}", error.hint)
+        return 1
+    wrong = [row["file"] for row in rows if not float(row["relative_difference"]) <= BOUND]
+    say(*(f"{name} differs from this machine's ExecuTorch" for name in wrong))
+    return 1 if wrong else 0
+
+
+def count(cache: FilePath, cpus: list[str]) -> Iterator[Row]:
+    """One row per network and processor."""
+    makers, toolchain, facts = networks(), set_up(cache, say), environment()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, make in makers.items():
+            torch.manual_seed(0)
+            network, image = make().eval(), torch.randn(1, 3, SIZE, SIZE)
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                network(image)
+            file = FilePath(folder) / "anchor.pte"
+            with quiet("lowering"), open(file, "wb") as stream:
+                lower(network, (image,)).to_executorch().write_to_file(stream)
+            with quiet("running ExecuTorch"):
+                expected = open_program(file).load_method("forward").execute((image,))[0].flatten()
+            for cpu in cpus:
+                emulated = emulate(toolchain, cpu, file, "forward", [image])
+                difference = float((emulated.output - expected).abs().max() / expected.abs().max())
+                yield {
+                    "file": name,
+                    "method": "forward",
+                    "cpu": cpu,
+                    "m_macs": f"{counter.get_total_flops() / 2 / MILLION:.2f}",
+                    **{f"m_{key}": f"{value / MILLION:.3f}" for key, value in emulated.instructions.items()},
+                    "relative_difference": f"{difference:.1e}",
+                } | facts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""The pieces of export/arm64 that need no emulator, then the counter and the runner on an emulated processor where one can be had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path as FilePath
+from typing import Any
+
+import pytest
+
+from pam_export import manifest
+from pam_mobile.errors import InputError, IntegrityError, SetupError
+
+ROOT = FilePath(__file__).parents[2]
+ARM64 = ROOT / "export" / "arm64"
+sys.path.insert(0, str(ARM64))
+import cpu  # noqa: E402
+import emulate  # noqa: E402
+import stubs  # noqa: E402
+import toolchain  # noqa: E402
+
+sys.path.remove(str(ARM64))
+CLASSES = ("fmla", "imla", "simd", "simd_memory", "memory", "branch", "integer")
+TOOLS = (toolchain.EMULATOR, f"{toolchain.CROSS}-gcc", toolchain.HOST_COMPILER)
+needs_emulator = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
+)
+
+
+def line(**counts: int) -> str:
+    full = dict.fromkeys(CLASSES, 0) | counts
+    return json.dumps({"total": sum(full.values()), **full})
+
+
+def test_an_inference_is_the_mean_of_all_but_the_first() -> None:
+    text = "\n".join(
+        [line(fmla=900, integer=100), line(fmla=1100, integer=140), line(fmla=1300, integer=180), line(fmla=1301)]
+    )
+    counted = emulate.per_inference(text)
+    assert counted["total"] == 240
+    assert (counted["fmla"], counted["integer"], counted["simd"]) == (200, 40, 0)
+
+
+def test_counts_that_do_not_repeat_are_refused() -> None:
+    """Relative: 10 of a million repeat, 11 do not."""
+    start, end = line(), line(fmla=9_000_000)
+    emulate.per_inference("\n".join([start, line(fmla=1_000_000), line(fmla=2_000_010), end]))
+    with pytest.raises(IntegrityError, match="do not repeat: 1000000, then 1000011"):
+        emulate.per_inference("\n".join([start, line(fmla=1_000_000), line(fmla=2_000_011), end]))
+
+
+def test_a_counter_that_contradicts_itself_is_refused() -> None:
+    good = [line(fmla=n * 100) for n in range(4)]
+    emulate.per_inference("\n".join(good))
+    with pytest.raises(IntegrityError, match="saw 2 inferences instead of 3"):
+        emulate.per_inference("\n".join(good[1:]))
+    with pytest.raises(IntegrityError, match="do not add up to its total of 101"):
+        emulate.per_inference(
+            "\n".join([*good[:3], good[3].replace("300}", "300}").replace('"total": 300', '"total": 101')])
+        )
+
+
+def test_symbols_are_read_without_versions_and_weak_ones_are_optional() -> None:
+    listing = (
+        "                 U PyErr_SetString\n                 w __gmon_start__\n                 w maybe_there\n"
+        "0000000000001000 T run@@VERS_1.0\n0000000000002000 B table\n                 U malloc@GLIBC_2.17\n"
+    )
+    assert stubs.symbols(listing) == ({"PyErr_SetString", "malloc"}, {"run", "table"})
+
+
+def test_missing_symbols_are_those_that_nobody_defines(monkeypatch: pytest.MonkeyPatch) -> None:
+    listings = {
+        "runtime": "U malloc\nU PyErr_SetString\nU cudaFree\nU helper\n0 T run\nU __cxa_finalize",
+        "other": "0 T helper\nU run",
+        "libc": "0 T malloc\nU _dl_something",
+    }
+    monkeypatch.setattr(stubs, "_nm", lambda library: listings[library.name])
+    runtime, other, libc = map(FilePath, listings)
+    assert stubs.missing([runtime, other], [libc]) == ["PyErr_SetString", "cudaFree"]
+    assert stubs.missing([runtime], []) == ["PyErr_SetString", "cudaFree", "helper", "malloc"]
+
+
+def test_stub_functions_trap_and_stub_data_is_zero() -> None:
+    text = stubs.assembly(["PyErr_SetString", "PyExc_ValueError", stubs.STREAMS])
+    code, data = text.split(".data")
+    assert "PyErr_SetString:\nbrk #1\n" in code
+    assert f"{stubs.STREAMS}:\nret\n" in code
+    assert "PyExc_ValueError:\n.zero 512\n" in data
+    assert "PyExc_ValueError" not in code
+
+
+@pytest.mark.parametrize("name", cpu.CPUS)
+def test_the_described_processor_is_one_core_with_its_own_part_number(name: str, tmp_path: FilePath) -> None:
+    """The main ID register is written in another field order than /proc/cpuinfo; both must say the same."""
+    cpu.write_files(tmp_path, cpu.CPUS[name])
+    rows = (text.split(":") for text in (tmp_path / "proc/cpuinfo").read_text().splitlines())
+    info = {key.strip(): value.strip() for key, value in rows}
+    system = tmp_path / "sys/devices/system/cpu"
+    register = int((system / "cpu0/regs/identification/midr_el1").read_text(), 16)
+    assert int(info["CPU part"], 16) == (register >> 4) & 0xFFF == cpu.CPUS[name].part
+    assert int(info["CPU implementer"], 16) == register >> 24 == 0x41
+    assert ("asimddp" in info["Features"]) == (name in ("cortex-a75", "cortex-a76"))
+    assert {(system / file).read_text() for file in ("possible", "present", "online")} == {"0\n"}
+
+
+def test_without_the_tools_the_command_for_an_administrator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None if name == toolchain.EMULATOR else "/bin/true")
+    monkeypatch.setattr(toolchain.os, "geteuid", lambda: 1000)
+    with pytest.raises(SetupError, match="needs qemu-user") as caught:
+        toolchain.programs(lambda text: pytest.fail("something was installed"))
+    assert "apt-get install --no-install-recommends qemu-user" in caught.value.hint
+
+
+def test_a_step_of_the_setup_is_whole_or_absent(tmp_path: FilePath) -> None:
+    made: list[str] = []
+
+    def make(folder: FilePath) -> None:
+        (folder / "file").write_text("whole")
+        made.append(folder.name)
+
+    def fail(folder: FilePath) -> None:
+        (folder / "half").touch()
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        toolchain._once(tmp_path, "step", b"one", fail)
+    first = toolchain._once(tmp_path, "step", b"one", make)
+    assert toolchain._once(tmp_path, "step", b"one", fail) == first
+    second = toolchain._once(tmp_path, "step", b"two", make)
+    assert first != second
+    assert [p.name for p in tmp_path.iterdir()] == [second.name]
+    assert [p.name for p in second.iterdir()] == ["file"]
+    assert len(made) == 2
+
+
+def test_the_wheels_are_those_of_the_constraints() -> None:
+    """Another version would be compared with this machine's as if it were the same."""
+    constraints = (ROOT / "constraints.txt").read_text().split()
+    pins = [row.split() for row in toolchain.WHEELS.read_text().splitlines() if not row.startswith("#")]
+    assert [pin[0].split("==")[0] for pin in pins] == ["executorch", "torch"]
+    for name, digest in pins:
+        assert name in constraints
+        assert len(digest.removeprefix("--hash=sha256:")) == 64
+
+
+def driver() -> Any:
+    """export/arm64/run.py as a module."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("arm64_run", ARM64 / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["arm64_run"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run() -> Any:
+    return driver()
+
+
+def row(macs: int, total: float, **other: object) -> dict[str, Any]:
+    fixed = {"cpu": "cortex-a75", "network": "tiny", "precision": "fp32", "form": "single", "size": 64}
+    return {"file": f"{macs}.pte", "method": "forward", "macs": macs, "m_total": f"{total:.3f}", **fixed} | other
+
+
+def test_counts_have_to_grow_with_the_macs(run: Any) -> None:
+    good = [row(100, 1.0), row(300, 3.0), row(200, 2.0)]
+    assert run.not_growing(good) == []
+    (wrong,) = run.not_growing([row(100, 1.0), row(300, 3.0), row(200, 3.5)])
+    assert "300.pte forward takes 3.0 M instructions, 200.pte forward 3.5" in wrong
+    assert run.not_growing([row(100, 1.0), row(200, 1.0)])
+    assert run.not_growing([row(100, 0.0), row(200, 1.0)])
+
+
+def test_only_counts_of_one_kind_are_compared(run: Any) -> None:
+    assert run.not_growing([row(100, 4.0), row(200, 1.0, precision="int8")]) == []
+    assert run.not_growing([row(100, 4.0), row(200, 1.0, cpu="cortex-a73")]) == []
+    assert run.not_growing([row(100, 4.0), row(100, 4.00001)]) == []
+    assert run.not_growing([row(100, 4.0), row(100, 4.001)])
+
+
+def test_rows_replace_their_like_and_keep_the_rest(run: Any, tmp_path: FilePath) -> None:
+    out = tmp_path / "new" / "rows.csv"
+    run.write(out, [row(100, 1.0), row(200, 2.0)])
+    run.write(out, [row(100, 1.5), row(100, 7.0, cpu="cortex-a73")])
+    kept = [(r["file"], r["cpu"], r["m_total"]) for r in run.read(out)]
+    assert kept == [
+        ("100.pte", "cortex-a73", "7.000"),
+        ("100.pte", "cortex-a75", "1.500"),
+        ("200.pte", "cortex-a75", "2.000"),
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: FilePath) -> FilePath:
+    """An export folder whose files hold no networks: two for ExecuTorch, one of them with two methods, one for Core ML."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    kinds = {
+        "one.pte": ("executorch", "single", 1),
+        "two.pte": ("executorch", "shared", 2),
+        "three.x": ("coreml", "single", 1),
+    }
+    artifacts = []
+    for name, (target, form, methods) in kinds.items():
+        (folder / name).write_bytes(name.encode() * 50)
+        files = manifest.file_entries(folder, folder / name)
+        named = [{"name": f"b{i}"} for i in range(methods)]
+        artifacts.append({"name": name, "target": target, "form": form, "files": files, "methods": named})
+    content = {"kind": manifest.KIND, "schema_version": manifest.SCHEMA, "model": {"arch": "tiny"}}
+    manifest.write(folder, content | {"artifacts": artifacts, "golden": []})
+    return folder
+
+
+def test_every_method_of_every_pte_is_work_and_hashes_come_first(run: Any, folder: FilePath) -> None:
+    def work(path: FilePath) -> list[tuple[str, str]]:
+        return [(item.file.name, item.method["name"]) for item in run.methods_of(path)]
+
+    assert work(folder) == [("one.pte", "b0"), ("two.pte", "b0"), ("two.pte", "b1")]
+    assert work(folder / "two.pte") == [("two.pte", "b0"), ("two.pte", "b1")]
+    with pytest.raises(InputError, match="is not in the manifest"):
+        work(folder / "other.pte")
+    (folder / "two.pte").write_bytes(b"changed")
+    with pytest.raises(IntegrityError, match="is damaged"):
+        work(folder / "one.pte")
+
+
+PROGRAM = """
+.globl _start
+_start:
+    mov x9, #{loops}
+again:
+    fmla v0.4s, v1.4s, v2.4s
+    fmla v0.4s, v1.4s, v2.s[1]
+    fmla v0.4s, v1.4s, v2.s[3]
+    sdot v3.4s, v4.16b, v5.16b
+    udot v3.4s, v4.16b, v5.4b[2]
+    smlal v3.4s, v4.4h, v5.4h
+    umlal2 v3.4s, v4.8h, v5.h[3]
+    mla v3.4s, v4.4s, v5.4s
+    mla v3.8h, v4.8h, v5.h[1]
+    fmul v6.4s, v1.4s, v2.4s
+    fmls v0.4s, v1.4s, v2.4s
+    smull v6.4s, v4.4h, v5.4h
+    movi v7.4s, #1
+    ldr q8, [sp]
+    ldp x1, x2, [sp]
+    str x1, [sp, #-16]
+    add x3, x1, x2
+    subs x9, x9, #1
+    b.ne again
+    mov x0, #0x616d
+    movk x0, #0x70, lsl #16
+    mov x8, #155
+    svc #0
+    mov x0, #0
+    mov x8, #93
+    svc #0
+"""
+LOOP = {"fmla": 3, "imla": 6, "simd": 4, "simd_memory": 1, "memory": 2, "integer": 2, "branch": 1}
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> FilePath:
+    path = tmp_path_factory.mktemp("counter") / "counter.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", path, ARM64 / "counter.c"], check=True)
+    return path
+
+
+def counted(counter: FilePath, folder: FilePath, loops: int) -> list[dict[str, int]]:
+    source, program, counts = folder / "program.s", folder / "program", folder / "counts"
+    source.write_text(PROGRAM.format(loops=loops))
+    compiler = [f"{toolchain.CROSS}-gcc", "-march=armv8.2-a+dotprod", "-nostdlib", "-static"]
+    subprocess.run([*compiler, "-o", program, source], check=True)
+    emulator = [toolchain.EMULATOR, "-cpu", "cortex-a76", "-plugin", f"{counter},out={counts}"]
+    subprocess.run([*emulator, program], check=True)
+    return [json.loads(text) for text in counts.read_text().splitlines()]
+
+
+@needs_emulator
+def test_the_counter_is_exact_and_knows_its_classes(counter: FilePath, tmp_path: FilePath) -> None:
+    """Every instruction of a program in assembly, at the mark and at its end."""
+    mark, end = counted(counter, tmp_path, 1000)
+    once = dict.fromkeys(CLASSES, 0) | {"integer": 4, "branch": 1}
+    expected = {key: 1000 * LOOP[key] + once[key] for key in CLASSES}
+    assert mark == {"total": 19 * 1000 + 5, **expected}
+    assert end == mark | {"total": mark["total"] + 3, "integer": mark["integer"] + 2, "branch": mark["branch"] + 1}
+
+
+@needs_emulator
+def test_the_counter_refuses_to_run_without_a_place_for_its_result(counter: FilePath, tmp_path: FilePath) -> None:
+    done = subprocess.run(
+        [toolchain.EMULATOR, "-plugin", f"{counter},out={tmp_path}/no/where", "/bin/true"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "needs out=FILE" in done.stderr
