@@ -1,39 +1,52 @@
-"""Target `coreml`: an .mlpackage for iOS 16 with image inputs, float16 where float16 is enough."""
+"""Target `coreml`: an .mlpackage with image inputs for iOS 16, or with one function per budget and size for iOS 18.
+
+Precisions: float16 where float16 is enough; large weights may moreover be stored in 8 or 6 bits, which Core ML expands.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from pam_mobile.model.prior import ColourPrior
+from torch import nn
 
 from . import mil
-from .artifact import Answer, Info, Part, Request, Runner, text
+from .artifact import FORWARD, Answer, Info, Pair, Part, Request, Runner, text
 from .quiet import quiet
 from .wrapper import ALPHA, IMAGE, TRIMAP
 
-MIN_OS = "iOS 16"
+SINGLE_OS, SHARED_OS = "iOS 16", "iOS 18"
+COMPRESSED_FROM = 2048
+"""Weights with fewer elements stay float16."""
+SPEC, DEBUG = "Data/com.apple.CoreML/model.mlmodel", "executorch_debug_handle_mapping.json"
+Compress = Callable[[Any], Any]
 
 
-def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
-    """Convert the part for the shapes of its inputs and write the .mlpackage; `info` becomes its user-defined metadata.
+def build(parts: Sequence[Part], path: FilePath, info: Info, compress: Compress | None = None) -> dict[str, Any]:
+    """Convert every part for the shapes of its inputs and write the .mlpackage; `info` becomes its user-defined metadata.
 
+    A part named `forward` makes a package of its own; others become functions of one package, which stores a weight once.
     Returns the manifest's `backend`.
     """
-    (part,) = parts
+    shared = [part.name for part in parts] != [FORWARD]
     with quiet("converting to Core ML"), torch.no_grad():
-        model = convert(part.module, part.inputs)
-        model.short_description = f"Path-adaptive image matting, path {info.get('path', '?')}"
-        model.user_defined_metadata.update({key: text(value) for key, value in info.items()})
-        model.save(str(path))
-        types = Counter(operation_types(model._mil_program))
-    total = sum(types.values())
+        models = [convert(part.module, part.inputs) for part in parts]
+        if compress:
+            models = [compress(model) for model in models]
+        if shared:
+            _save_functions({part.name: model for part, model in zip(parts, models, strict=True)}, path)
+        else:
+            models[0].save(str(path))
+        _describe(path, info)
+        (path / DEBUG).unlink(missing_ok=True)
+        types = Counter(operation_types(mil.load(path)))
+    total = types["fp32"] + types["fp16"]
     return {
         "name": "coreml",
         "delegated_ops": total,
@@ -41,23 +54,23 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
         "leftovers": 0,
         "float32_ops": types["fp32"],
         "float16_ops": types["fp16"],
-        "min_os": MIN_OS,
+        "compressed_weights": types["weight"],
+        "min_os": SHARED_OS if shared else SINGLE_OS,
     }
 
 
-def convert(module: nn.Module, inputs: tuple[Tensor, Tensor], keep_prior: bool = True) -> Any:
-    """The Core ML model. keep_prior: False forces float16 on the colour prior too, which ruins it; for the test that shows it."""
+def convert(module: nn.Module, inputs: Pair, half: Callable[[Any], bool] | None = None) -> Any:
+    """The Core ML model. half: selector of the operations that become float16, `behind_first_convolution` if None."""
     import coremltools as ct
 
-    traced = torch.jit.trace(module, inputs, check_trace=False)
+    # Not torch.jit.trace: it keeps sizes as tensors, on which the converter fails where the prior pads an odd size.
+    program = torch.export.export(module, inputs).run_decompositions({})
     colours = ((IMAGE, ct.colorlayout.RGB), (TRIMAP, ct.colorlayout.GRAYSCALE))
-    has_prior = any(isinstance(child, ColourPrior) for child in module.modules())
-    selector = behind_convolution() if has_prior and keep_prior else None
     return ct.convert(
-        traced,
+        program,
         convert_to="mlprogram",
         minimum_deployment_target=ct.target.iOS16,
-        compute_precision=ct.transform.FP16ComputePrecision(op_selector=selector),
+        compute_precision=ct.transform.FP16ComputePrecision(op_selector=half or behind_first_convolution()),
         inputs=[
             ct.ImageType(name=name, shape=tensor.shape, scale=1 / 255, color_layout=layout)
             for (name, layout), tensor in zip(colours, inputs, strict=True)
@@ -66,17 +79,17 @@ def convert(module: nn.Module, inputs: tuple[Tensor, Tensor], keep_prior: bool =
     )
 
 
-def behind_convolution() -> Callable[[Any], bool]:
-    """Selector of the operations that may be float16: those at or behind a convolution with a kernel above 1.
+def behind_first_convolution() -> Callable[[Any], bool]:
+    """Selector of the operations that may be float16: those behind a convolution with a kernel above 1.
 
-    The colour prior inverts 3x3 matrices and divides by small weights; it has 1x1 convolutions only and lies before the
-    network's first larger one, so all of it stays float32.
+    What lies before stays float32: the colour prior, which inverts 3x3 matrices and divides by small weights, and has 1x1
+    convolutions only; and the network's first convolution, whose rounded weights would cause most of a matte's error.
     """
     known: dict[str, bool] = {}
 
     def select(op: Any) -> bool:
         if op.name not in known:
-            known[op.name] = _is_large_convolution(op) or any(select(parent) for parent in _parents(op))
+            known[op.name] = any(_is_large_convolution(parent) or select(parent) for parent in _parents(op))
         return known[op.name]
 
     return select
@@ -91,18 +104,62 @@ def _parents(op: Any) -> list[Any]:
     return [value.op for value in values if value is not None and value.op is not None]
 
 
+def linear8(model: Any) -> Any:
+    """Large weights as int8 with one scale per output channel."""
+    import coremltools.optimize.coreml as cto
+
+    config = cto.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=COMPRESSED_FROM)
+    return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=config))
+
+
+def palette6(model: Any) -> Any:
+    """Large weights as 6-bit indices into a palette of 64 values per tensor, found by k-means in one dimension, which is exact."""
+    import coremltools.optimize.coreml as cto
+
+    config = cto.OpPalettizerConfig(mode="kmeans", nbits=6, weight_threshold=COMPRESSED_FROM)
+    return cto.palettize_weights(model, cto.OptimizationConfig(global_config=config))
+
+
+build_linear8 = partial(build, compress=linear8)
+build_palette6 = partial(build, compress=palette6)
+
+
+def _save_functions(models: dict[str, Any], path: FilePath) -> None:
+    import coremltools as ct
+
+    with tempfile.TemporaryDirectory(prefix="pam-coreml-") as folder:
+        functions = ct.utils.MultiFunctionDescriptor()
+        for name, model in models.items():
+            single = f"{folder}/{name}.mlpackage"
+            model.save(single)
+            functions.add_function(single, src_function_name="main", target_function_name=name)
+        functions.default_function_name = next(iter(models))
+        ct.utils.save_multifunction(functions, str(path))
+
+
+def _describe(path: FilePath, info: Info) -> None:
+    """Write `info` into a saved package: metadata that its models had before would be lost where they are put together."""
+    import coremltools as ct
+
+    spec = ct.proto.Model_pb2.Model.FromString((path / SPEC).read_bytes())
+    spec.description.metadata.shortDescription = "Path-adaptive image matting"
+    spec.description.metadata.userDefined.update({key: text(value) for key, value in info.items()})
+    (path / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+
+
 def operation_types(program: Any) -> list[str]:
-    """The result type of every operation of a MIL program that is not a constant."""
-    operations = program.functions["main"].operations
-    return [mil.type_name(op.outputs[0]) for op in operations if op.op_type != "const"]
+    """Of every operation of a MIL program its result type, or `weight` if it only expands a compressed weight."""
+    operations = [op for function in program.functions.values() for op in function.operations if op.op_type != "const"]
+    return ["weight" if op.op_type in mil.WEIGHTS else mil.type_name(op.outputs[0]) for op in operations]
 
 
 def load(path: FilePath) -> Runner:
     """A saved package, interpreted with torch."""
     program = mil.load(path)
 
-    def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
-        return Answer(mil.run(program, {IMAGE: image, TRIMAP: trimap})[0])
+    def run(image: torch.Tensor, trimap: torch.Tensor, request: Request) -> Answer:
+        function = mil.MAIN if request.method == FORWARD else request.method
+        return Answer(mil.run(program, {IMAGE: image, TRIMAP: trimap}, function)[0])
 
     return run
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TYPES = {"fp16": torch.float16, "fp32": torch.float32}
+MAIN = "main"
+"""The function of a package that has only one."""
 
 
 def load(path: FilePath) -> Any:
@@ -30,12 +32,15 @@ def load(path: FilePath) -> Any:
     )
 
 
-def run(program: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Float32 outputs of a program's `main` function. inputs: images as 0..255, by name.
+def run(program: Any, inputs: Mapping[str, Tensor], function: str = MAIN) -> list[Tensor]:
+    """Float32 outputs of a function of a program. inputs: images as 0..255, by name.
 
-    Raises NotImplementedError for an unknown operation, ValueError if a result has another shape than the program says.
+    Raises NotImplementedError for an unknown operation, ValueError if there is no such function or a result has another shape
+    than the program says.
     """
-    main = program.functions["main"]
+    if function not in program.functions:
+        raise ValueError(f"the program has no function {function}, it has {', '.join(sorted(program.functions))}")
+    main = program.functions[function]
     values = {id(var): inputs[name].float() for name, var in main.inputs.items()}
     last_use = _last_uses(main)
     for position, op in enumerate(main.operations):
@@ -176,7 +181,30 @@ def _reduce_mean(a: Arguments) -> Tensor:
     return a.tensor("x").mean(a.ints("axes", []), keepdim=bool(a.constant("keep_dims", False)))
 
 
-OPERATIONS: dict[str, Callable[[Arguments], Tensor]] = {
+def _affine_dequantize(a: Arguments) -> Tensor:
+    """A weight of 8 bits, with scale and zero point per tensor or along one axis."""
+    shape = [1] * a.tensor("quantized_data").dim()
+    shape[a.ints("axis", [0])[0]] = -1
+    scale, zero = a.tensor("scale").reshape(shape), a.tensor("zero_point").reshape(shape)
+    return (a.tensor("quantized_data") - zero) * scale
+
+
+def _lut_to_dense(a: Arguments) -> Tensor:
+    """A weight of indices into a palette, whose bits follow each other through the bytes, lowest first."""
+    palette, shape = a.tensor("lut"), a.ints("shape", [])
+    bits, count = (len(palette) - 1).bit_length(), int(np.prod(shape))
+    stream = np.unpackbits(np.asarray(a.constant("indices"), np.uint8), count=bits * count, bitorder="little")
+    indices = stream.reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits))
+    return palette[torch.as_tensor(indices)].reshape(shape)
+
+
+WEIGHTS: dict[str, Callable[[Arguments], Tensor]] = {
+    "constexpr_affine_dequantize": _affine_dequantize,
+    "constexpr_lut_to_dense": _lut_to_dense,
+}
+"""Operations that expand a compressed weight."""
+
+OPERATIONS: dict[str, Callable[[Arguments], Tensor]] = WEIGHTS | {
     "add": lambda a: a.tensor("x") + a.tensor("y"),
     "sub": lambda a: a.tensor("x") - a.tensor("y"),
     "mul": lambda a: a.tensor("x") * a.tensor("y"),

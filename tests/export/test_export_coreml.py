@@ -1,153 +1,98 @@
-"""The .mlpackage: the interpreter that checks it, and where float16 is not enough."""
+"""The .mlpackage: where float16 is not enough, smaller weights, and several functions in one package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from export_samples import SIZE
-from torch import Tensor
+from export_samples import SIZE, alphas_of, single
 
-from pam_export import RECIPES, coreml, mil
-from pam_export.parity import Parity, cases, compare, reference
+from pam_export import coreml, mil
+from pam_export.artifact import Part, Request
+from pam_export.parity import Gate, Parity, cases, compare, reference
 from pam_export.quiet import quiet
 from pam_export.wrapper import network_of, wrap
+from pam_mobile.errors import PamError
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
 
-
-def program(build: Callable[[Any, Any], Any], shape: tuple[int, ...]) -> Any:
-    """A MIL program of one float32 input `x`."""
-    with quiet("building"):
-        from coremltools.converters.mil import Builder as mb  # noqa: N813
-
-        @mb.program(input_specs=[mb.TensorSpec(shape=shape)])
-        def prog(x: Any) -> Any:
-            return build(mb, x)
-
-    return prog
+HALF = Gate(max_abs=2e-3, mean_abs=1e-3)
+PATHS = {"b100": Path.parse("111"), "b090": Path.parse("010")}
+ODD = 96
+"""At this size the colour prior pads odd sizes."""
+METHODS = [("b100_64x64", "b100", SIZE), ("b090_96x96", "b090", ODD)]
+BLOB = "Data/com.apple.CoreML/weights/weight.bin"
+INFO = {"path": "111,010", "macs": [7, 5], "weights": "x" * 64}
 
 
-def evaluate(build: Callable[[Any, Any], Any], x: Tensor) -> Tensor:
-    return mil.run(program(build, tuple(x.shape)), {"x": x})[0]
+@pytest.fixture(scope="session")
+def parts(prior_supernet: Supernet) -> list[Part]:
+    return [
+        Part(name, wrap(network_of(prior_supernet, PATHS[budget])), cases(size)[0].inputs())
+        for name, budget, size in METHODS
+    ]
 
 
-def test_padded_average_pooling() -> None:
-    x = torch.rand(1, 2, 7, 9)
-    for exclude in (True, False):
-        got = evaluate(
-            lambda mb, v, exclude=exclude: mb.avg_pool(
-                x=v,
-                kernel_sizes=[3, 5],
-                strides=[1, 2],
-                pad_type="custom",
-                pad=[1, 1, 2, 2],
-                exclude_padding_from_average=exclude,
-            ),
-            x,
-        )
-        wanted = F.avg_pool2d(x, (3, 5), (1, 2), (1, 2), False, not exclude)
-        torch.testing.assert_close(got, wanted)
-
-
-def test_convolutions_with_uneven_padding() -> None:
-    x, weight = torch.rand(1, 4, 6, 5), torch.rand(4, 1, 3, 2)
-    got = evaluate(lambda mb, v: mb.conv(x=v, weight=weight.numpy(), pad_type="custom", pad=[1, 0, 2, 1], groups=4), x)
-    torch.testing.assert_close(got, F.conv2d(F.pad(x, (2, 1, 1, 0)), weight, groups=4))
-
-
-def test_slices_pads_concatenation_and_arithmetic() -> None:
-    x = torch.rand(1, 4, 6, 5) - 0.5
-    got = evaluate(
-        lambda mb, v: mb.slice_by_index(
-            x=v,
-            begin=[0, 1, 0, 0],
-            end=[1, 3, 0, 4],
-            begin_mask=[True, False, True, True],
-            end_mask=[True, False, True, False],
-        ),
-        x,
-    )
-    assert torch.equal(got, x[:, 1:3, :, :4])
-    got = evaluate(lambda mb, v: mb.pad(x=v, pad=[1, 0, 2, 3], mode="constant", constant_val=np.float32(0)), x)
-    assert torch.equal(got, F.pad(x, (2, 3, 1, 0)))
-    got = evaluate(
-        lambda mb, v: mb.concat(values=[mb.real_div(x=v, y=np.float32(3)), mb.sub(x=v, y=np.float32(1))], axis=1), x
-    )
-    assert torch.equal(got, torch.cat([x / 3, x - 1], 1))
-    got = evaluate(lambda mb, v: mb.clip(x=v, alpha=np.float32(-0.1), beta=np.float32(0.2)), x)
-    torch.testing.assert_close(got, x.clamp(-0.1, 0.2))
-    got = evaluate(
-        lambda mb, v: mb.upsample_bilinear(x=v, scale_factor_height=2.0, scale_factor_width=3.0, align_corners=False), x
-    )
-    torch.testing.assert_close(got, F.interpolate(x, scale_factor=(2.0, 3.0), mode="bilinear"))
-
-
-def test_results_are_rounded_to_half_where_the_program_says_so() -> None:
-    x = torch.rand(1, 1, 4, 4)
-    got = evaluate(lambda mb, v: mb.cast(x=mb.mul(x=mb.cast(x=v, dtype="fp16"), y=np.float16(3)), dtype="fp32"), x)
-    assert torch.equal(got, (x.half().float() * 3).half().float())
-    assert not torch.equal(got, x * 3)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda mb, x: mb.softmax(x=x, axis=1), "MIL operation softmax"),
-        (lambda mb, x: mb.pad(x=x, pad=[1, 1, 1, 1], mode="reflect"), "with mode = reflect"),
-        (lambda mb, x: mb.avg_pool(x=x, kernel_sizes=[3, 3], strides=[2, 2], pad_type="same"), "with pad_type = same"),
-        (
-            lambda mb, x: mb.avg_pool(
-                x=x, kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom", pad=[0] * 4, ceil_mode=True
-            ),
-            "ceil_mode",
-        ),
-        (lambda mb, x: mb.slice_by_index(x=x, begin=[0, 3, 5, 0], end=[1, 4, 0, 5], stride=[1, 1, -1, 1]), "stride"),
-    ],
-)
-def test_what_the_interpreter_does_not_know_is_an_error(build: Callable[[Any, Any], Any], message: str) -> None:
-    with pytest.raises(NotImplementedError, match=message):
-        evaluate(build, torch.rand(1, 4, 6, 5))
-
-
-def prior_parity(supernet: Supernet, keep_prior: bool, path: FilePath) -> tuple[Parity, Any]:
-    network, inputs = network_of(supernet, Path.parse("101")), cases(SIZE)
+@pytest.fixture(scope="session")
+def converted(parts: list[Part]) -> dict[int, Any]:
     with quiet("converting"), torch.no_grad():
-        model = coreml.convert(wrap(network), inputs[0].inputs(), keep_prior)
-        model.save(str(path))
-    alphas = coreml.execute(path, torch.cat([c.image for c in inputs]), torch.cat([c.trimap for c in inputs]))
-    return compare(reference(network, inputs), alphas.split(1), RECIPES["coreml"].gate), model._mil_program
+        return {id(part.module): coreml.convert(part.module, part.inputs) for part in parts}
 
 
-def test_the_colour_prior_stays_float32(prior_supernet: Supernet, tmp_path: FilePath) -> None:
-    parity, prog = prior_parity(prior_supernet, True, tmp_path / "kept.mlpackage")
-    assert parity.passed, str(parity)
-    for op in prog.functions["main"].find_ops(op_type="conv"):
-        large = max(op.inputs["weight"].shape[2:]) > 1
-        behind = "fp16" in op.name
-        assert behind or not large, "every larger convolution is float16"
-    first = prog.functions["main"].find_ops(op_type="conv")[0]
-    assert mil.type_name(first.outputs[0]) == "fp32"
-    assert {mil.type_name(op.outputs[0]) for op in prog.functions["main"].find_ops(op_type="relu")} == {"fp16"}
+@pytest.fixture(autouse=True)
+def _convert_once(converted: dict[int, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    convert = coreml.convert
+
+    def cached(module: Any, inputs: Any, half: Any = None) -> Any:
+        return converted[id(module)] if half is None else convert(module, inputs, half)
+
+    monkeypatch.setattr(coreml, "convert", cached)
 
 
-def test_the_colour_prior_in_float16_would_fail_the_gate(prior_supernet: Supernet, tmp_path: FilePath) -> None:
-    parity, _ = prior_parity(prior_supernet, False, tmp_path / "half.mlpackage")
-    assert not parity.passed
+@pytest.fixture
+def forward(parts: list[Part]) -> list[Part]:
+    return single(parts[0].module, parts[0].inputs)
 
 
-def test_inputs_are_images_and_alpha_is_float32(exported: FilePath) -> None:
+def parity(path: FilePath, part: Part, request: Request | None = None) -> Parity:
+    inputs = cases(part.inputs[0].shape[-1])
+    return compare(reference(part.module, inputs), alphas_of(coreml.load, path, inputs, request), HALF)
+
+
+def files(path: FilePath) -> dict[str, bytes]:
+    """The files of a package except its own manifest, which names them by random identifiers."""
+    found = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return {str(f.relative_to(path)): f.read_bytes() for f in found if f.name != "Manifest.json"}
+
+
+def test_prior_and_first_convolution_stay_float32(forward: list[Part], tmp_path: FilePath) -> None:
+    backend = coreml.build(forward, tmp_path / "a.mlpackage", INFO)
+    result = parity(tmp_path / "a.mlpackage", forward[0])
+    assert result.passed, str(result)
+    convolutions = mil.load(tmp_path / "a.mlpackage").functions["main"].find_ops(op_type="conv")
+    large = [mil.type_name(op.outputs[0]) for op in convolutions if max(op.inputs["weight"].shape[2:]) > 1]
+    assert large[0] == "fp32"
+    assert set(large[1:]) == {"fp16"}
+    assert mil.type_name(convolutions[0].outputs[0]) == "fp32"
+    assert backend["float32_ops"] + backend["float16_ops"] == backend["total_ops"]
+    assert (backend["compressed_weights"], backend["min_os"]) == (0, "iOS 16")
+
+
+def test_all_in_float16_would_fail_the_gate(forward: list[Part], tmp_path: FilePath) -> None:
+    with quiet("converting"), torch.no_grad():
+        model = coreml.convert(forward[0].module, forward[0].inputs, lambda op: True)
+        model.save(str(tmp_path / "half.mlpackage"))
+    assert not parity(tmp_path / "half.mlpackage", forward[0]).passed
+
+
+def test_inputs_are_images_and_alpha_is_float32(forward: list[Part], tmp_path: FilePath) -> None:
+    coreml.build(forward, tmp_path / "a.mlpackage", INFO)
     with quiet("reading"):
         import coremltools as ct
 
-        spec = ct.models.MLModel(
-            str(exported / "pam-mini-v3_b100_64x64_fp16.mlpackage"), skip_model_load=True
-        ).get_spec()
+        spec = ct.models.MLModel(str(tmp_path / "a.mlpackage"), skip_model_load=True).get_spec()
     image, trimap = spec.description.input
     types = ct.proto.FeatureTypes_pb2.ImageFeatureType
     assert (image.name, image.type.imageType.colorSpace) == ("image", types.RGB)
@@ -158,3 +103,58 @@ def test_inputs_are_images_and_alpha_is_float32(exported: FilePath) -> None:
     assert list(alpha.type.multiArrayType.shape) == [1, 1, SIZE, SIZE]
     assert alpha.type.multiArrayType.dataType == ct.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32
     assert spec.specificationVersion == 7, "iOS 16"
+
+
+@pytest.mark.parametrize(
+    ("build", "operation", "most"),
+    [
+        (coreml.build_linear8, "constexpr_affine_dequantize", 0.02),
+        (coreml.build_palette6, "constexpr_lut_to_dense", 0.08),
+    ],
+)
+def test_smaller_weights(build: Any, operation: str, most: float, forward: list[Part], tmp_path: FilePath) -> None:
+    backend = build(forward, tmp_path / "a.mlpackage", INFO)
+    build(forward, tmp_path / "b.mlpackage", INFO)
+    assert files(tmp_path / "a.mlpackage") == files(tmp_path / "b.mlpackage")
+    coreml.build(forward, tmp_path / "half.mlpackage", INFO)
+    weights = mil.load(tmp_path / "a.mlpackage").functions["main"].find_ops(op_type=operation)
+    assert backend["compressed_weights"] == len(weights) > 0
+    assert all(mil.type_name(op.outputs[0]) == "fp16" for op in weights), (
+        "the prior and the first convolution are whole"
+    )
+    assert len(files(tmp_path / "a.mlpackage")[BLOB]) < len(files(tmp_path / "half.mlpackage")[BLOB])
+    assert HALF.max_abs is not None
+    worst = parity(tmp_path / "a.mlpackage", forward[0]).max_abs
+    assert HALF.max_abs < worst < most, "compressed, but the same network"
+
+
+def test_functions_share_their_weights(parts: list[Part], tmp_path: FilePath) -> None:
+    backend = coreml.build_linear8(parts, tmp_path / "shared.mlpackage", INFO)
+    assert backend["min_os"] == "iOS 18"
+    alone = [tmp_path / f"{part.name}.mlpackage" for part in parts]
+    for part, path in zip(parts, alone, strict=True):
+        coreml.build_linear8(single(part.module, part.inputs), path, INFO)
+        inputs = cases(part.inputs[0].shape[-1])
+        expected = alphas_of(coreml.load, path, inputs)
+        got = alphas_of(coreml.load, tmp_path / "shared.mlpackage", inputs, Request(part.name))
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+    together, *apart = (len(files(path)[BLOB]) for path in (tmp_path / "shared.mlpackage", *alone))
+    assert together < 0.75 * sum(apart), "the second function adds its connect layers only"
+
+
+def test_each_function_is_a_path_of_its_own(prior_supernet: Supernet, parts: list[Part], tmp_path: FilePath) -> None:
+    coreml.build(parts, tmp_path / "shared.mlpackage", INFO)
+    for part in parts:
+        assert parity(tmp_path / "shared.mlpackage", part, Request(part.name)).passed
+    other = Part("other", wrap(network_of(prior_supernet, PATHS["b090"])), parts[0].inputs)
+    assert not parity(tmp_path / "shared.mlpackage", other, Request(parts[0].name)).passed
+    with pytest.raises(PamError, match="no function main, it has b090_96x96, b100_64x64"):
+        parity(tmp_path / "shared.mlpackage", parts[0], Request())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_package_says_what_it_is(count: int, parts: list[Part], tmp_path: FilePath) -> None:
+    coreml.build(parts[:count], tmp_path / "a.mlpackage", INFO)
+    with quiet("reading"):
+        assert coreml.facts(tmp_path / "a.mlpackage") == {"path": "111,010", "macs": "7,5", "weights": "x" * 64}
+    assert set(files(tmp_path / "a.mlpackage")) == {coreml.SPEC, BLOB}
