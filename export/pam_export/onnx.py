@@ -19,8 +19,22 @@ from .wrapper import ALPHA, IMAGE, TRIMAP
 OPSET = 18
 THREADS = 1
 FLOAT = frozenset(
-    ("Conv", "Relu", "Sigmoid", "Clip", "Add", "Sub", "Mul", "Div", "Concat", "Slice", "Pad")
-    + ("AveragePool", "ReduceMean", "Resize")
+    [
+        "Conv",
+        "Relu",
+        "Sigmoid",
+        "Clip",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Concat",
+        "Slice",
+        "Pad",
+        "AveragePool",
+        "ReduceMean",
+        "Resize",
+    ]
 )
 """Operations that were seen running in a browser; `python -m pam_export.webpage` shows it again."""
 STORED = frozenset(("QuantizeLinear", "DequantizeLinear"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pam_mobile.errors import SetupError, UsageError
 
-from . import coreml, executorch
+from . import coreml, executorch, onnx
 from .artifact import Build, Facts, Load
 from .parity import Gate
 
@@ -62,8 +62,42 @@ INTERPRETED = (
     "converted, not executed: the saved MIL program was interpreted with torch, each result rounded to its type"
 )
 
-# Gates by measurement: trained `tiny+prior` at 512 differs by at most 4e-6 as .pte and
-# 7e-4 (mean 7e-5) as float16 package, so both gates leave a factor of about 25 for other machines and weights.
+
+def _coreml(form: str, precision: str, gate: Gate, build: Build) -> Recipe:
+    return Recipe(
+        target="coreml",
+        form=form,
+        precision=precision,
+        package="coremltools",
+        suffix="mlpackage",
+        images=True,
+        gate=gate,
+        how=INTERPRETED,
+        build=build,
+        load=coreml.load,
+        facts=coreml.facts,
+    )
+
+
+def _onnx(precision: str, gate: Gate, build: Build, calibrated: bool) -> Recipe:
+    return Recipe(
+        target="onnx",
+        form=SINGLE,
+        precision=precision,
+        package="onnxruntime",
+        suffix="onnx",
+        images=False,
+        gate=gate,
+        how="executed in ONNX Runtime on the CPU",
+        build=build,
+        load=onnx.load,
+        facts=onnx.facts,
+        calibrated=calibrated,
+    )
+
+
+# Gates by measurement on the trained tiny-v0: docs/export.md has the figures.
+EXACT, HALF, COMPRESSED = Gate(1e-4, 1e-5), Gate(2e-3, 1e-3), Gate(None, 2e-2, sad=0.03)
 RECIPES = {
     row.key: row
     for row in (
@@ -74,25 +108,19 @@ RECIPES = {
             package="executorch",
             suffix="pte",
             images=False,
-            gate=Gate(max_abs=1e-4, mean_abs=1e-5),
+            gate=EXACT,
             how=EXECUTED,
             build=executorch.build,
             load=executorch.load,
             facts=executorch.facts,
         ),
-        Recipe(
-            target="coreml",
-            form=SINGLE,
-            precision="fp16",
-            package="coremltools",
-            suffix="mlpackage",
-            images=True,
-            gate=Gate(max_abs=2e-2, mean_abs=2e-3),
-            how=INTERPRETED,
-            build=coreml.build,
-            load=coreml.load,
-            facts=coreml.facts,
-        ),
+        _coreml(SINGLE, "fp16", HALF, coreml.build),
+        _coreml(SINGLE, "int8", COMPRESSED, coreml.build_linear8),
+        _coreml(SINGLE, "palette6", COMPRESSED, coreml.build_palette6),
+        _coreml(SHARED, "fp16", HALF, coreml.build),
+        _coreml(SHARED, "int8", COMPRESSED, coreml.build_linear8),
+        _onnx("fp32", EXACT, onnx.build, calibrated=False),
+        _onnx("int8", Gate(None, 5e-2, sad=0.03), onnx.build_int8, calibrated=True),
     )
 }
 
