@@ -106,8 +106,7 @@ def bench_folder(
     costs = {s.name: Cost(tuple(ms), path, peak) for s, (ms, path), peak in zip(timed, times, peaks, strict=True)}
     known = read_counts(counts)
     facts = _environment(content, threads, runs, busy)
-    rows = [_row(subject, costs.get(subject.name), known) | facts for subject in subjects]
-    return [row | _ratios(row, rows) for row in rows]
+    return [row | facts for row in with_ratios([row_of(s, costs.get(s.name), known) for s in subjects])]
 
 
 def read_counts(path: FilePath) -> list[Row]:
@@ -156,7 +155,7 @@ def judge(subject: Subject, answer: Mapping[str, Any]) -> None:
 class Child:
     """A process that runs artifacts of one target on request."""
 
-    def __init__(self, process: subprocess.Popen[str], log: IO[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self.process = process
         self.log = log
 
@@ -165,11 +164,10 @@ class Child:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            self.process.stdin.write(json.dumps(subject.order()) + "\n")
-            self.process.stdin.flush()
+            self.process.stdin.write(f"{json.dumps(subject.order())}\n".encode())
             line = self.process.stdout.readline()
         except BrokenPipeError:
-            line = ""
+            line = b""
         if not line:
             self.log.seek(0)
             tail = last_lines(self.log.read().decode(errors="replace"))
@@ -190,18 +188,18 @@ def _child(target: str, threads: int) -> Iterator[Child]:
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
     }
     with tempfile.TemporaryFile("w+b") as log:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-        process = subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload]
-        try:
-            yield Child(process, log)
-        finally:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                pipe.close()
+        # Without buffers nothing is left to be written to a child that is gone.
+        process = subprocess.Popen(
+            command, bufsize=0, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+        )
+        with process:
+            try:
+                yield Child(process, log)
+            finally:
+                process.kill()
 
 
-def _row(subject: Subject, cost: Cost | None, known: Sequence[Row]) -> Row:
+def row_of(subject: Subject, cost: Cost | None, known: Sequence[Row]) -> Row:
     """What is known of one method; empty where nothing is."""
     artifact, method = subject.artifact, subject.method
     row: Row = {
@@ -246,6 +244,11 @@ def _elsewhere(subject: Subject, known: Sequence[Row]) -> Row:
             f"{phone.name}": "" if guess is None else LABEL if inside else f"{LABEL}; {OUTSIDE}",
         }
     return row
+
+
+def with_ratios(rows: Sequence[Row]) -> list[Row]:
+    """The rows with what they are in relation to each other."""
+    return [row | _ratios(row, rows) for row in rows]
 
 
 def _ratios(row: Row, rows: Sequence[Row]) -> Row:

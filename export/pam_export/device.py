@@ -1,8 +1,8 @@
 """How long a phone might take: an ESTIMATE from counted instructions, for two phones and one thread. Never a measurement.
 
 Anchors are the float32 latencies of four MobileNets at 224x224 that XNNPACK's README published in 2020, and the instructions that the
-same networks take on the same core, counted under emulation by export/arm64. One factor per phone, in milliseconds per million
-instructions, is the geometric mean over its anchors.
+same networks take on the same core, counted under emulation by export/arm64/anchors.py. One factor per phone, in milliseconds per
+million instructions, is the geometric mean over its anchors.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Phone:
 
 
 PHONES = (
-    Phone("Pixel 2", "cortex-a73", (191.76, 115.12, 88.92, 27.82), (86, 53, 42, 14)),
-    Phone("Pixel 3a", "cortex-a75", (203.15, 121.31, 93.23, 28.89), (88, 55, 44, 14)),
+    Phone("Pixel 2", "cortex-a73", (191.778, 115.135, 88.945, 27.840), (86, 53, 42, 14)),
+    Phone("Pixel 3a", "cortex-a75", (203.166, 121.325, 93.251, 28.912), (88, 55, 44, 14)),
 )
 
 
