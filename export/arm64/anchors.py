@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
+from typing import Any
 
 import platformdirs
 import torch
@@ -23,7 +24,7 @@ from toolchain import set_up
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pam_export.executorch import lower, open_program
+from pam_export.executorch import open_program
 from pam_export.quiet import quiet
 from pam_mobile.errors import PamError, SetupError
 
@@ -105,7 +106,7 @@ def count(cache: FilePath, cpus: list[str]) -> Iterator[Row]:
                 network(image)
             file = FilePath(folder) / "anchor.pte"
             with quiet("lowering"), open(file, "wb") as stream:
-                lower(network, (image,)).to_executorch().write_to_file(stream)
+                _lower(network, image).to_executorch().write_to_file(stream)
             with quiet("running ExecuTorch"):
                 expected = open_program(file).load_method("forward").execute((image,))[0].flatten()
             for cpu in cpus:
@@ -119,6 +120,14 @@ def count(cache: FilePath, cpus: list[str]) -> Iterator[Row]:
                     **{f"m_{key}": f"{value / MILLION:.3f}" for key, value in emulated.instructions.items()},
                     "relative_difference": f"{difference:.1e}",
                 } | facts
+
+
+def _lower(network: nn.Module, image: Tensor) -> Any:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    program = torch.export.export(network, (image,))
+    return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
 
 
 if __name__ == "__main__":

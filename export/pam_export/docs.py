@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
 
 from pam_mobile.commands.export import export
@@ -54,13 +55,13 @@ def options() -> str:
 TABLES = {"recipes": recipes, "forms": forms, "options": options}
 
 
-def filled(text: str) -> str:
+def filled(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
     """The text with every table between `<!-- NAME -->` and `<!-- end -->` made anew."""
 
     def table(match: re.Match[str]) -> str:
-        return f"<!-- {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+        return f"<!-- {match[1]} -->\n{tables[match[1]]()}\n<!-- end -->"
 
-    return re.sub(rf"<!-- ({'|'.join(TABLES)}) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+    return re.sub(rf"<!-- ({'|'.join(tables)}) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
 def _gate(gate: Gate) -> str:

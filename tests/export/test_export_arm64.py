@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pam_export import manifest
+from pam_export.docs import filled
 from pam_mobile.errors import InputError, IntegrityError, SetupError
 
 ROOT = FilePath(__file__).parents[2]
@@ -19,6 +20,7 @@ ARM64 = ROOT / "export" / "arm64"
 sys.path.insert(0, str(ARM64))
 import cpu  # noqa: E402
 import emulate  # noqa: E402
+import page  # noqa: E402
 import stubs  # noqa: E402
 import toolchain  # noqa: E402
 
@@ -229,6 +231,23 @@ def test_every_method_of_every_pte_is_work_and_hashes_come_first(run: Any, folde
     (folder / "two.pte").write_bytes(b"changed")
     with pytest.raises(IntegrityError, match="is damaged"):
         work(folder / "one.pte")
+
+
+def test_the_tables_of_the_page_are_those_of_the_rows() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert all(f"<!-- {name} -->" in text for name in page.TABLES)
+    assert filled(text, page.TABLES) == text, "run: python export/arm64/page.py"
+    assert filled(text.replace("0.471", "0.417"), page.TABLES) == text
+
+
+def test_the_committed_rows_are_sound(run: Any) -> None:
+    rows = run.read(page.ROWS)
+    assert run.not_growing(rows) == []
+    for row in rows:
+        assert float(row["max_difference"]) <= run.BOUNDS[row["precision"]]
+        assert sum(float(row[f"m_{name}"]) for name in CLASSES) == pytest.approx(float(row["m_total"]), abs=0.01)
+        if row["precision"] == "fp32":
+            assert float(row["m_fmla"]) == pytest.approx(int(row["macs"]) / 4e6, rel=0.15)
 
 
 PROGRAM = """
