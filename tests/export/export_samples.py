@@ -62,7 +62,7 @@ def alphas_of(load: Load, path: FilePath, inputs: Sequence[Case], request: Reque
 
 @torch.no_grad()
 def lively(numbers: Preset, size: int, seed: int = 0) -> Supernet:
-    """A random supernet whose batch norms have statistics near the true ones and whose alpha is spread over 0..1."""
+    """A random supernet whose batch norms have statistics near the true ones and whose alpha spreads around 0.5."""
     torch.manual_seed(seed)
     net = Supernet(numbers)
     inputs = [torch.cat(parts) for parts in zip(*(case.inputs() for case in cases(size)), strict=True)]
@@ -91,6 +91,6 @@ def _spread(net: Supernet, inputs: list[torch.Tensor], paths: list[Path]) -> Non
     handle.remove()
     assert head.bias is not None
     values = torch.cat(logits) - head.bias
-    factor = float(0.2 / values.std())
+    factor = float(0.1 / values.std())
     head.weight.mul_(factor)
     head.bias.fill_((0.0 if net.preset.prior else 0.5) - factor * float(values.mean()))
