@@ -1,9 +1,13 @@
-"""Target `executorch`: a .pte whose whole network is one XNNPACK delegate, float32, static shape."""
+"""Target `executorch`: a .pte in which every part is whole inside XNNPACK delegates, at a static shape, in float32 or int8.
+
+A part is a method of the file; the weights of several parts are stored once. The facts are methods, too, without inputs.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path as FilePath
@@ -11,45 +15,101 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from pam_mobile.errors import IntegrityError
 
-from .artifact import FORWARD, Answer, Info, Part, Request, Runner, text
+from .artifact import Answer, Info, Part, Request, Runner, text
+from .quantize import quantise, report
 from .quiet import quiet
 from .rewrite import for_xnnpack
 from .scalars import lift_scalars
 
+XNNPACK = "XNNPACK"
+REWRITE = "this network needs another rewrite for XNNPACK, or another operation; please report it"
+
 
 def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
-    """Lower the part for the shapes of its inputs and write the .pte; `info` becomes its constant methods.
+    """Lower every part for the shapes of its inputs and write the .pte; `info` becomes its constant methods.
 
-    Returns the manifest's `backend`. Raises IntegrityError if an operation is left outside the delegate.
+    Returns the manifest's `backend`. Raises IntegrityError if an operation is left outside the delegates.
     """
-    (part,) = parts
-    with quiet("lowering to ExecuTorch"), _no_collection(), torch.no_grad():
-        edge = lower(part.module, part.inputs, info)
-        facts = _delegation(edge.exported_program(FORWARD).graph_module)
-        with open(path, "wb") as file:
-            edge.to_executorch().write_to_file(file)
-    return facts
+    with quiet("lowering to ExecuTorch"), no_collection(), torch.no_grad():
+        return _write({part.name: exported(part.module, part.inputs) for part in parts}, path, info)
 
 
-def lower(module: nn.Module, inputs: tuple[Tensor, ...], info: Info | None = None) -> Any:
-    """The edge program of `module` with everything that XNNPACK takes delegated to it."""
+def build_int8(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
+    """The same with weights and activations in int8, but for the layers that `quantize` keeps in float32.
+
+    Every part needs calibration inputs. The manifest's `backend` says which layers stayed float32, and why.
+    """
+    with quiet("lowering to ExecuTorch"), no_collection(), torch.no_grad():
+        found = [quantise(for_xnnpack(part.module), part.inputs, part.calibration) for part in parts]
+        pairs = zip(parts, found, strict=True)
+        programs = {part.name: torch.export.export(int8.graph, part.inputs) for part, int8 in pairs}
+        return _write(programs, path, info) | report(parts, found)
+
+
+def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The program of a module, rewritten for XNNPACK."""
+    program = torch.export.export(for_xnnpack(module), inputs)
+    return torch.export.export(lift_scalars(program.module(check_guards=False)), inputs)
+
+
+def lower_all(programs: Mapping[str, ExportedProgram], info: Info) -> Any:
+    """The edge program of all methods with everything that XNNPACK takes delegated to it."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    program = torch.export.export(for_xnnpack(module), inputs)
-    program = torch.export.export(lift_scalars(program.module(check_guards=False)), inputs)
     return to_edge_transform_and_lower(
-        program, partitioner=[XnnpackPartitioner()], constant_methods=dict(info) if info else None
+        dict(programs),
+        partitioner={name: [XnnpackPartitioner()] for name in programs},
+        constant_methods=constants(info) or None,
     )
+
+
+def constants(info: Info) -> dict[str, Any]:
+    """Facts as constant methods take them."""
+    return {key: value if isinstance(value, str | int) else list(value) for key, value in info.items()}
+
+
+def _write(programs: Mapping[str, ExportedProgram], path: FilePath, info: Info) -> dict[str, Any]:
+    edge = lower_all(programs, info)
+    found = [delegation(edge.exported_program(name).graph_module) for name in programs]
+    with open(path, "wb") as file:
+        edge.to_executorch().write_to_file(file)
+    return total(found)
+
+
+def delegation(module: fx.GraphModule, backend: str = XNNPACK, remedy: str = REWRITE) -> dict[str, Any]:
+    """The manifest's `backend` of one method. Raises IntegrityError if an operation is left outside the delegates."""
+    left = Counter(leftovers(module.graph))
+    if left:
+        named = ", ".join(f"{name} x{count}" for name, count in sorted(left.items()))
+        raise IntegrityError(f"{backend} left {left.total()} operations outside its delegate: {named}", remedy)
+    lowered: list[Any] = [child for name, child in module.named_children() if name.startswith("lowered_module")]
+    inside = sum(node.op == "call_function" for child in lowered for node in child.original_module.graph.nodes)
+    return {
+        "name": backend.lower(),
+        "delegates": len(lowered),
+        "delegated_ops": inside,
+        "total_ops": inside,
+        "leftovers": 0,
+        "min_os": None,
+    }
+
+
+def total(methods: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The `backend` of a file of several methods."""
+    counts = ("delegates", "delegated_ops", "total_ops", "leftovers")
+    return methods[0] | {count: sum(method[count] for method in methods) for count in counts}
 
 
 def leftovers(graph: fx.Graph) -> list[str]:
     """The operations of a lowered graph that run outside the delegates."""
-    names = [str(node.target) for node in graph.nodes if node.op == "call_function"]
-    return [name for name in names if "executorch_call_delegate" not in name and "getitem" not in name]
+    targets = [node.target for node in graph.nodes if node.op == "call_function"]
+    names = [target.__name__ if callable(target) else target for target in targets]
+    return [name for name in names if name not in ("executorch_call_delegate", "getitem")]
 
 
 def load(path: FilePath) -> Runner:
@@ -65,10 +125,11 @@ def load(path: FilePath) -> Runner:
 
 
 def facts(path: FilePath) -> dict[str, str]:
-    """What the .pte says about itself: its constant methods."""
+    """What the .pte says about itself: its methods without inputs. No other is loaded, so any backend's file can be read."""
     program = open_program(path)
-    names = sorted(set(program.method_names) - {FORWARD})
-    return {name: text(program.load_method(name).execute([])[0]) for name in names}
+    names = [name for name in sorted(program.method_names) if program.metadata(name).num_inputs() == 0]
+    values = {name: program.load_method(name).execute([]) for name in names}
+    return {name: text(found[0] if len(found) == 1 else found) for name, found in values.items()}
 
 
 def open_program(path: FilePath) -> Any:
@@ -79,27 +140,8 @@ def open_program(path: FilePath) -> Any:
         return Runtime.get().load_program(path, verification=Verification.InternalConsistency)
 
 
-def _delegation(module: fx.GraphModule) -> dict[str, Any]:
-    left = leftovers(module.graph)
-    if left:
-        raise IntegrityError(
-            f"XNNPACK left {len(left)} operations outside its delegate: {', '.join(sorted(set(left)))}",
-            "this network needs another rewrite for XNNPACK, or another operation; please report it",
-        )
-    lowered: list[Any] = [child for name, child in module.named_children() if name.startswith("lowered_module")]
-    inside = [n for child in lowered for n in child.original_module.graph.nodes if n.op == "call_function"]
-    return {
-        "name": "xnnpack",
-        "delegates": len(lowered),
-        "delegated_ops": len(inside),
-        "total_ops": len(inside) + len(left),
-        "leftovers": len(left),
-        "min_os": None,
-    }
-
-
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Lowering makes millions of small objects that live on; looking for garbage among them costs a tenth of the time."""
     enabled = gc.isenabled()
     gc.disable()

@@ -1,7 +1,7 @@
-"""Equal rewrites of the network for XNNPACK; no other exporter wants them, and the model knows nothing of them.
+"""Equal rewrites of the network for single backends; no other exporter wants them, and the model knows nothing of them.
 
 XNNPACK has no fast depthwise kernel above 25 taps (about 14 times slower per layer), so a larger kernel is split into
-windows of at most 25 taps whose results add up to the original, exactly.
+windows of at most 25 taps whose results add up to the original, exactly. Vulkan convolves one image at a time.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+aten = torch.ops.aten
 MAX_TAPS = 25
 BLOCK = 5
 Window = tuple[int, int, int, int]
@@ -97,3 +99,21 @@ def _part(conv: nn.Conv2d, window: Window, first: bool) -> nn.Conv2d:
     if first and conv.bias is not None:
         part.bias = nn.Parameter(conv.bias.clone())
     return part.requires_grad_(False)
+
+
+def split_batches(program: ExportedProgram) -> ExportedProgram:
+    """The program with every convolution of several images as one convolution per image, their results concatenated."""
+    module = cast(fx.GraphModule, program.module(check_guards=False))
+    for node in list(module.graph.nodes):
+        images = node.args[0].meta["val"].shape[0] if node.target == aten.conv2d.default else 1
+        if images > 1:
+            with module.graph.inserting_before(node):
+                singles = [
+                    module.graph.call_function(aten.slice.Tensor, (node.args[0], 0, i, i + 1)) for i in range(images)
+                ]
+                results = [module.graph.call_function(node.target, (single, *node.args[1:])) for single in singles]
+                joined = module.graph.call_function(aten.cat.default, (results, 0))
+            node.replace_all_uses_with(joined)
+            module.graph.erase_node(node)
+    module.recompile()
+    return torch.export.export(module, program.example_inputs[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path as FilePath
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from export_samples import PTE, SIZE, alphas_of, single
 from torch import Tensor, nn
 
 from pam_export import RECIPES, executorch
+from pam_export.artifact import Part, Request
 from pam_export.parity import cases, compare, reference
 from pam_export.plain import PlainConnect, plain
 from pam_export.quiet import quiet
@@ -50,13 +52,99 @@ def test_the_colour_prior_is_inside_and_equal(prior_supernet: Supernet, tmp_path
     assert not compare(other, alphas, RECIPES[PTE].gate).passed
 
 
+NAMES = {"b100_64x64": ("111", 64), "b096_64x64": ("000", 64), "b097_32x32": ("010", 32)}
+FACTS = {"macs": (30, 10, 20), "budgets": "100%,96%,97.5%", "largest": 10**12}
+FACTS_AS_TEXT = {"macs": "30,10,20", "budgets": "100%,96%,97.5%", "largest": "1000000000000"}
+
+
+@pytest.fixture(scope="module")
+def shared(supernet: Supernet, tmp_path_factory: pytest.TempPathFactory) -> tuple[FilePath, dict[str, Any]]:
+    """One file for two budgets at 64 pixels and one at 32, and what was said of it."""
+    path = tmp_path_factory.mktemp("shared") / "shared.pte"
+    parts = [
+        Part(name, wrap(network_of(supernet, Path.parse(bits))), cases(size)[0].inputs())
+        for name, (bits, size) in NAMES.items()
+    ]
+    return path, executorch.build(parts, path, FACTS)
+
+
+def test_every_method_of_a_shared_file_is_its_own_network(
+    shared: tuple[FilePath, dict[str, Any]], supernet: Supernet
+) -> None:
+    path, backend = shared
+    assert (backend["leftovers"], backend["delegates"]) == (0, len(NAMES))
+    gate = RECIPES[PTE].gate
+    for name, (bits, size) in NAMES.items():
+        inputs = cases(size)
+        alphas = alphas_of(executorch.load, path, inputs, Request(name))
+        for other in ("111", "000", "010"):
+            wanted = reference(network_of(supernet, Path.parse(other)), inputs)
+            assert compare(wanted, alphas, gate).passed == (other == bits), (name, other)
+
+
+def test_facts_of_a_shared_file_are_read_without_loading_a_network(
+    shared: tuple[FilePath, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    opened = executorch.open_program(shared[0])
+
+    class Watched:
+        method_names, metadata = opened.method_names, staticmethod(opened.metadata)
+
+        @staticmethod
+        def load_method(name: str) -> Any:
+            loaded.append(name)
+            return opened.load_method(name)
+
+    monkeypatch.setattr(executorch, "open_program", lambda path: Watched)
+    assert executorch.facts(shared[0]) == FACTS_AS_TEXT
+    assert set(loaded) == set(FACTS)
+
+
+def test_a_method_is_loaded_when_it_is_first_asked_for(
+    shared: tuple[FilePath, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    opened = executorch.open_program(shared[0])
+
+    class Watched:
+        @staticmethod
+        def load_method(name: str) -> Any:
+            loaded.append(name)
+            return opened.load_method(name)
+
+    monkeypatch.setattr(executorch, "open_program", lambda path: Watched)
+    run, case = executorch.load(shared[0]), cases(64)[0]
+    assert loaded == []
+    first = run(case.image, case.trimap, Request("b096_64x64")).alpha
+    again = run(case.image, case.trimap, Request("b096_64x64")).alpha
+    assert torch.equal(first, again)
+    assert loaded == ["b096_64x64"]
+
+
+def test_a_shared_file_holds_its_weights_once(shared: tuple[FilePath, dict[str, Any]], supernet: Supernet) -> None:
+    """Counted in the bytes of the file, where XNNPACK's weights are channels-last and batch norm is folded."""
+    data = shared[0].read_bytes()
+    convs = [
+        m
+        for bits in ("111", "000")
+        for m in for_xnnpack(wrap(network_of(supernet, Path.parse(bits)))).modules()
+        if isinstance(m, nn.Conv2d) and m.groups == 1 and min(m.weight.shape[:2]) > 1
+    ]
+    found = [data.count(conv.weight.permute(0, 2, 3, 1).contiguous().numpy().tobytes()) for conv in convs]
+    assert len(found) > 20
+    assert set(found) == {1}
+
+
 class Unsupported(nn.Module):
     def forward(self, image: Tensor, trimap: Tensor) -> Tensor:
         return F.interpolate(image * trimap, scale_factor=2.0, mode="nearest")
 
 
 def test_an_operation_outside_the_delegate_is_refused(tmp_path: FilePath) -> None:
-    with pytest.raises(IntegrityError, match=r"XNNPACK left \d+ operations outside its delegate: .*upsample_nearest2d"):
+    with pytest.raises(
+        IntegrityError, match=r"XNNPACK left \d+ operations outside its delegate: .*upsample_nearest2d.vec x1$"
+    ):
         executorch.build(single(Unsupported(), cases(32)[0].inputs()), tmp_path / "bad.pte", {})
     assert not (tmp_path / "bad.pte").exists()
 
@@ -66,7 +154,7 @@ def test_numbers_stay_inside_only_when_they_are_lifted(lift: bool, monkeypatch: 
     if not lift:
         monkeypatch.setattr(executorch, "lift_scalars", lambda module: module)
     with quiet("lowering"):
-        edge = executorch.lower(Large((5,)), cases(32)[0].inputs())
+        edge = executorch.lower_all({"forward": executorch.exported(Large((5,)), cases(32)[0].inputs())}, {})
     assert bool(executorch.leftovers(edge.exported_program().graph_module.graph)) != lift
 
 

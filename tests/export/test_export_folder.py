@@ -285,7 +285,7 @@ def test_what_no_recipe_makes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_failing_tool_is_quoted(supernet: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pam_export.executorch.lower", lambda *args: 1 / 0)
+    monkeypatch.setattr("pam_export.executorch.lower_all", lambda *args: 1 / 0)
     with pytest.raises(PamError, match=r"lowering to ExecuTorch failed: ZeroDivisionError"):
         export(supernet, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
