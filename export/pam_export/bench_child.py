@@ -52,6 +52,12 @@ def use_threads(target: str, threads: int) -> None:
         executorch.runtime.Runtime.get()
         # A runtime keeps the thread pool that it finds when it is loaded.
         _portable_lib._unsafe_reset_threadpool(threads)
+    if target == "onnx":
+        import onnxruntime  # noqa: F401
+
+        from . import onnx
+
+        onnx.THREADS = threads
 
 
 def _answer(order: dict[str, Any], load: Any, golden: Any, fresh: bool) -> dict[str, Any]:

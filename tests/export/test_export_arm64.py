@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
+import torch
 
 from pam_export import manifest
 from pam_export.docs import filled
@@ -213,11 +215,74 @@ def folder(tmp_path: FilePath) -> FilePath:
     for name, (target, form, methods) in kinds.items():
         (folder / name).write_bytes(name.encode() * 50)
         files = manifest.file_entries(folder, folder / name)
-        named = [{"name": f"b{i}"} for i in range(methods)]
-        artifacts.append({"name": name, "target": target, "form": form, "files": files, "methods": named})
+        fixed = {"height": 64, "path": "1", "budget": {"text": "100%"}}
+        named = [{"name": f"b{i}", "macs": 1_000_000 * (i + 1), **fixed} for i in range(methods)]
+        kind = {"target": target, "form": form, "precision": "fp32"}
+        artifacts.append({"name": name, **kind, "files": files, "methods": named})
     content = {"kind": manifest.KIND, "schema_version": manifest.SCHEMA, "model": {"arch": "tiny"}}
     manifest.write(folder, content | {"artifacts": artifacts, "golden": []})
     return folder
+
+
+@pytest.fixture
+def emulated(run: Any, folder: FilePath, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, FilePath]]:
+    """The whole command with an emulator that answers an alpha and millions of instructions by method; code and rows."""
+
+    def command(alpha: float, **million: float) -> tuple[int, FilePath]:
+        def answer(tools: object, cpu: str, file: FilePath, method: str, inputs: object) -> emulate.Emulated:
+            total = million[method] * 1e6
+            return emulate.Emulated(torch.full((4,), alpha), dict.fromkeys(CLASSES, 0.0) | {"total": total}, 64)
+
+        out = folder.parent / "rows.csv"
+        monkeypatch.setattr(run, "set_up", lambda cache, say: None)
+        monkeypatch.setattr(run, "environment", dict)
+        monkeypatch.setattr(run, "reference", lambda work: (torch.zeros(1, 1, 2, 2), []))
+        monkeypatch.setattr(run, "emulate", answer)
+        monkeypatch.setattr(sys, "argv", ["run.py", str(folder), "--out", str(out), "--cpu", "cortex-a75"])
+        return run.main(), out
+
+    return command
+
+
+def test_the_command_compares_and_writes_a_row_per_method(
+    run: Any, emulated: Callable[..., tuple[int, FilePath]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = emulated(1e-6, b0=0.4, b1=0.7)
+    assert code == 0
+    rows = run.read(out)
+    assert [(r["file"], r["method"], r["m_total"]) for r in rows] == [
+        ("one.pte", "b0", "0.400"),
+        ("two.pte", "b0", "0.400"),
+        ("two.pte", "b1", "0.700"),
+    ]
+    assert [r["instructions_per_mac"] for r in rows] == ["0.4000", "0.4000", "0.3500"]
+    assert "all outputs agree" in capsys.readouterr().err
+
+
+def test_the_command_catches_a_wrong_alpha_and_a_wrong_count(
+    emulated: Callable[..., tuple[int, FilePath]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = emulated(2e-5, b0=0.4, b1=0.7)
+    assert code == 1
+    assert "one.pte b0 on cortex-a75 differs by 2.0e-05, above 1e-05" in capsys.readouterr().err
+    code, _ = emulated(float("nan"), b0=0.4, b1=0.7)
+    assert code == 1
+    code, out = emulated(1e-6, b0=0.4, b1=0.3)
+    assert code == 1
+    assert out.exists()
+    assert "two.pte b1 takes 0.3 M instructions, two.pte b0 0.4" in capsys.readouterr().err
+
+
+def test_the_command_ends_with_3_where_nothing_can_be_set_up(
+    run: Any, folder: FilePath, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(cache: FilePath, say: object) -> None:
+        raise SetupError("emulation needs qemu-user", "as administrator: apt-get install qemu-user")
+
+    monkeypatch.setattr(run, "set_up", refuse)
+    monkeypatch.setattr(sys, "argv", ["run.py", str(folder)])
+    assert run.main() == 3
+    assert capsys.readouterr().err.startswith("cannot run here: emulation needs qemu-user\nas administrator")
 
 
 def test_every_method_of_every_pte_is_work_and_hashes_come_first(run: Any, folder: FilePath) -> None:
