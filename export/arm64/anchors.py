@@ -2,8 +2,8 @@
 
     python export/arm64/anchors.py [--cpu cortex-a73,cortex-a75]
 
-Four MobileNets at 224x224 with random weights, because the instructions do not depend on them; rows go to export/results/anchors.csv.
-Exit codes as run.py.
+Four MobileNets at 224x224 with random weights, because the instructions do not depend on them, and the colour prior alone at 256x256,
+which explains why matting networks with it take more; rows go to export/results/anchors.csv. Exit codes as run.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -24,12 +24,18 @@ from toolchain import set_up
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pam_export.artifact import FORWARD
+from pam_export.device import NETWORKS
 from pam_export.executorch import open_program
+from pam_export.parity import cases
 from pam_export.quiet import quiet
+from pam_export.scalars import lift_scalars
 from pam_mobile.errors import PamError, SetupError
+from pam_mobile.model.prior import ColourPrior
+from pam_mobile.model.trunk import known_masks
 
 RESULTS = FilePath(__file__).resolve().parents[1] / "results" / "anchors.csv"
-SIZE = 224
+SIZE, PRIOR_SIZE = 224, 256
 BOUND = 1e-4
 """Largest difference to this machine's ExecuTorch, relative to the largest output."""
 
@@ -58,18 +64,30 @@ def _layer(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1)
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU6()]
 
 
-def networks() -> dict[str, Callable[[], nn.Module]]:
-    """By the names that pam_export/device.py gives them. Raises SetupError without torchvision."""
+class PriorAlone(nn.Module):
+    """The colour prior with the inputs of a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior = ColourPrior()
+
+    def forward(self, image: Tensor, trimap: Tensor) -> Tensor:
+        """image: (1, 3, H, W); trimap: (1, 1, H, W). Returns (1, 3, H, W)."""
+        guess: Tensor = self.prior(image, *known_masks(trimap))
+        return guess
+
+
+def networks() -> Iterator[tuple[str, nn.Module, tuple[Tensor, ...]]]:
+    """Name, network and inputs; names as in pam_export/device.py. Raises SetupError without torchvision."""
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as error:
         raise SetupError(f"the anchors need torchvision: {error}", "pip install torchvision") from error
-    return {
-        "MobileNet v1": MobileNetV1,
-        "MobileNet v2": models.mobilenet_v2,
-        "MobileNet v3 large": models.mobilenet_v3_large,
-        "MobileNet v3 small": models.mobilenet_v3_small,
-    }
+    makers = (MobileNetV1, models.mobilenet_v2, models.mobilenet_v3_large, models.mobilenet_v3_small)
+    for name, make in zip(NETWORKS, makers, strict=True):
+        torch.manual_seed(0)
+        yield name, make().eval(), (torch.randn(1, 3, SIZE, SIZE),)
+    yield f"colour prior {PRIOR_SIZE}", PriorAlone().eval(), cases(PRIOR_SIZE)[0].inputs()
 
 
 def main() -> int:
@@ -97,24 +115,22 @@ def main() -> int:
 
 def count(cache: FilePath, cpus: list[str]) -> Iterator[Row]:
     """One row per network and processor."""
-    makers, toolchain, facts = networks(), set_up(cache, say), environment()
+    toolchain, facts = set_up(cache, say), environment()
     with tempfile.TemporaryDirectory() as folder:
-        for name, make in makers.items():
-            torch.manual_seed(0)
-            network, image = make().eval(), torch.randn(1, 3, SIZE, SIZE)
+        file = FilePath(folder) / "network.pte"
+        for name, network, inputs in networks():
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                network(image)
-            file = FilePath(folder) / "anchor.pte"
+                network(*inputs)
             with quiet("lowering"), open(file, "wb") as stream:
-                _lower(network, image).to_executorch().write_to_file(stream)
+                _lower(network, inputs).to_executorch().write_to_file(stream)
             with quiet("running ExecuTorch"):
-                expected = open_program(file).load_method("forward").execute((image,))[0].flatten()
+                expected = open_program(file).load_method(FORWARD).execute(inputs)[0].flatten()
             for cpu in cpus:
-                emulated = emulate(toolchain, cpu, file, "forward", [image])
+                emulated = emulate(toolchain, cpu, file, FORWARD, inputs)
                 difference = float((emulated.output - expected).abs().max() / expected.abs().max())
                 yield {
                     "file": name,
-                    "method": "forward",
+                    "method": FORWARD,
                     "cpu": cpu,
                     "m_macs": f"{counter.get_total_flops() / 2 / MILLION:.2f}",
                     **{f"m_{key}": f"{value / MILLION:.3f}" for key, value in emulated.instructions.items()},
@@ -122,11 +138,12 @@ def count(cache: FilePath, cpus: list[str]) -> Iterator[Row]:
                 } | facts
 
 
-def _lower(network: nn.Module, image: Tensor) -> Any:
+def _lower(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    program = torch.export.export(network, (image,))
+    program = torch.export.export(network, inputs)
+    program = torch.export.export(lift_scalars(program.module(check_guards=False)), inputs)
     return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
 
 
