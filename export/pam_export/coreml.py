@@ -43,7 +43,7 @@ def build(parts: Sequence[Part], path: FilePath, info: Info, compress: Compress 
             _save_functions({part.name: model for part, model in zip(parts, models, strict=True)}, path)
         else:
             models[0].save(str(path))
-        _describe(path, info)
+        describe(path, info)
         (path / DEBUG).unlink(missing_ok=True)
         types = Counter(operation_types(mil.load(path)))
     total = types["fp32"] + types["fp16"]
@@ -137,7 +137,7 @@ def _save_functions(models: dict[str, Any], path: FilePath) -> None:
         ct.utils.save_multifunction(functions, str(path))
 
 
-def _describe(path: FilePath, info: Info) -> None:
+def describe(path: FilePath, info: Info) -> None:
     """Write `info` into a saved package: metadata that its models had before would be lost where they are put together."""
     import coremltools as ct
 

@@ -6,7 +6,7 @@ operation is unknown to it. An operation or mode that it does not know is an err
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TYPES = {"fp16": torch.float16, "fp32": torch.float32}
+TYPES = {"fp16": torch.float16, "fp32": torch.float32, "bool": torch.bool}
 MAIN = "main"
 """The function of a package that has only one."""
 
@@ -42,13 +42,28 @@ def run(program: Any, inputs: Mapping[str, Tensor], function: str = MAIN) -> lis
         raise ValueError(f"the program has no function {function}, it has {', '.join(sorted(program.functions))}")
     main = program.functions[function]
     values = {id(var): inputs[name].float() for name, var in main.inputs.items()}
-    last_use = _last_uses(main)
-    for position, op in enumerate(main.operations):
-        if op.op_type != "const":
+    _run_block(main, values)
+    return [values[id(var)].float() for var in main.outputs]
+
+
+def _run_block(block: Any, values: dict[int, Tensor]) -> None:
+    """Add the outputs of a function or of a branch to `values`."""
+    last_use = _last_uses(block)
+    for position, op in enumerate(block.operations):
+        if op.op_type == "cond":
+            _choose(op, values)
+        elif op.op_type != "const":
             values[id(op.outputs[0])] = _evaluate(op, values)
         for key in last_use.get(position, ()):
             values.pop(key, None)
-    return [values[id(var)].float() for var in main.outputs]
+
+
+def _choose(op: Any, values: dict[int, Tensor]) -> None:
+    """Run the branch of a condition that is taken, and no other."""
+    taken = op.blocks[0 if bool(values[id(op.inputs["pred"])]) else 1]
+    inside = dict(values)
+    _run_block(taken, inside)
+    values |= {id(out): inside[id(var)] for out, var in zip(op.outputs, taken.outputs, strict=True)}
 
 
 def type_name(var: Any) -> str:
@@ -58,19 +73,25 @@ def type_name(var: Any) -> str:
     return str(types.builtin_to_string(var.dtype))
 
 
-def _last_uses(main: Any) -> dict[int, list[int]]:
+def _last_uses(block: Any) -> dict[int, list[int]]:
     """Which values nobody needs after the operation at a position, so that memory stays bounded."""
-    last: dict[int, int] = {}
-    for position, op in enumerate(main.operations):
-        for value in op.inputs.values():
-            for var in value if isinstance(value, list | tuple) else (value,):
-                last[id(var)] = position
-    kept = {id(var) for var in main.outputs}
+    last = {id(var): position for position, op in enumerate(block.operations) for var in _needed(op)}
+    kept = {id(var) for var in block.outputs}
     uses: dict[int, list[int]] = {}
     for key, position in last.items():
         if key not in kept:
             uses.setdefault(position, []).append(key)
     return uses
+
+
+def _needed(op: Any) -> Iterator[Any]:
+    """The variables that an operation reads, those in its branches included."""
+    for value in op.inputs.values():
+        yield from value if isinstance(value, list | tuple) else (value,)
+    for branch in op.blocks:
+        for inner in branch.operations:
+            yield from _needed(inner)
+        yield from branch.outputs
 
 
 def _evaluate(op: Any, values: Mapping[int, Tensor]) -> Tensor:
@@ -177,6 +198,11 @@ def _concat(a: Arguments) -> Tensor:
     return torch.cat(a.tensors("values"), a.ints("axis", [])[0])
 
 
+def _squeeze(a: Arguments) -> Tensor:
+    x = a.tensor("x")
+    return x.squeeze(tuple(a.ints("axes", list(range(x.dim())))))
+
+
 def _reduce_mean(a: Arguments) -> Tensor:
     return a.tensor("x").mean(a.ints("axes", []), keepdim=bool(a.constant("keep_dims", False)))
 
@@ -223,4 +249,8 @@ OPERATIONS: dict[str, Callable[[Arguments], Tensor]] = WEIGHTS | {
     "pad": _pad,
     "concat": _concat,
     "reduce_mean": _reduce_mean,
+    "abs": lambda a: a.tensor("x").abs(),
+    "squeeze": _squeeze,
+    "greater": lambda a: a.tensor("x") > a.tensor("y"),
+    "greater_equal": lambda a: a.tensor("x") >= a.tensor("y"),
 }

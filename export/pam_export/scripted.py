@@ -26,6 +26,8 @@ Prepare = Callable[[nn.Module, tuple[Any, ...]], nn.Module]
 class Switch(nn.Module):
     """One unit: its head, and the branch that the score and the budget allow. Only that branch is computed."""
 
+    __constants__ = ("step",)
+
     def __init__(self, head: nn.Module, run: nn.Module, bypass: nn.Module, step: int) -> None:
         super().__init__()
         self.head, self.run, self.bypass = head, run, bypass
@@ -45,8 +47,16 @@ class Switch(nn.Module):
 def script(adaptive: Adaptive, inputs: Pair) -> Any:
     """The network as a script module: image, trimap, position, spare -> alpha, path (1, units, 1, 1) of 0 and 1."""
     with torch.no_grad():
-        graph = driver(adaptive, inputs, lambda module, example: torch.jit.trace(module, example, check_trace=False))
-        return torch.jit.script(graph).eval()
+        return torch.jit.script(driver(adaptive, inputs, _traced)).eval()
+
+
+def _traced(module: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    # What is traced was exported before, where sizes are numbers: tracing alone would keep them as tensors.
+    program = torch.export.export(module, example).module(check_guards=False)
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        program.graph.erase_node(node)
+    program.recompile()
+    return cast(nn.Module, torch.jit.trace(program, example, check_trace=False))
 
 
 def numbers(costs: Costs, macs: int) -> tuple[Tensor, Tensor]:
