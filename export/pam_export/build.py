@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import save
 from torch import nn
@@ -21,11 +21,13 @@ from pam_mobile.reporter import Reporter
 from pam_mobile.workers import in_processes
 
 from . import manifest
+from .adaptive import Adaptive
 from .artifact import Pair, Part
 from .parity import Case, cases
 from .plan import Plan, key_facts
 from .publish import remove
 from .quality import calibration_cases
+from .recipe import ADAPTIVE
 from .wrapper import network_of, wrap
 
 DONE = ".done"
@@ -96,7 +98,8 @@ def _order(
     calibration: Mapping[int, list[Case]],
     weights: str,
 ) -> Order:
-    networks = tuple(network_of(supernet, method.path) for method in p.methods if method.path)
+    chooses = p.recipe.form == ADAPTIVE
+    networks = (supernet,) if chooses else tuple(network_of(supernet, m.path) for m in p.methods if m.path)
     used = {size: calibration[size] for size in p.sizes} if p.recipe.calibrated else {}
     methods = [(method.name, str(method.path), method.size) for method in p.methods]
     what = [p.recipe.key, p.name, methods, dict(info), weights, manifest.toolchain()]
@@ -110,14 +113,21 @@ def _build(order: Order) -> Built:
         return Built(order.plan, order.info, backend, 0.0)
     started = time.monotonic()
     remove(order.file)
-    parts = [
-        Part(method.name, wrap(network), _example(method.size), _pairs(order.calibration.get(method.size, ())))
-        for method, network in zip(order.plan.methods, order.networks, strict=True)
-    ]
-    backend = order.plan.recipe.build(parts, order.file, order.info)
+    backend = order.plan.recipe.build(_parts(order), order.file, order.info)
     files = manifest.file_entries(order.folder, order.file)
     write_sealed_json(order.note, {"fingerprint": order.fingerprint, "files": files, "backend": backend})
     return Built(order.plan, order.info, backend, time.monotonic() - started)
+
+
+def _parts(order: Order) -> list[Part]:
+    methods = order.plan.methods
+    if order.plan.recipe.form == ADAPTIVE:
+        (supernet,), size = order.networks, methods[0].size
+        return [Part(ADAPTIVE, Adaptive(cast(Supernet, supernet), size), _example(size))]
+    return [
+        Part(method.name, wrap(network), _example(method.size), _pairs(order.calibration.get(method.size, ())))
+        for method, network in zip(methods, order.networks, strict=True)
+    ]
 
 
 def _taken_over(order: Order) -> dict[str, Any] | None:

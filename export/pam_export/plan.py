@@ -170,7 +170,15 @@ def key_facts(p: Plan, preset: Preset, model: Mapping[str, Any]) -> Info:
     }
     first = p.methods[0]
     if p.recipe.form == ADAPTIVE:
-        return facts | {"size": first.size}
+        table = first.table
+        return facts | {
+            "size": first.size,
+            "smallest": table.smallest,
+            "deltas": table.deltas,
+            "planning_macs": table.planning,
+            "selection_macs": table.selection,
+            "selection": ",".join(p.recipe.selection),
+        }
     if p.recipe.form == SHARED:
         return facts | {
             "methods": ",".join(method.name for method in p.methods),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pam_mobile.errors import SetupError, UsageError
 
-from . import coreml, executorch, onnx
+from . import coreml, executorch, executorch_adaptive, onnx, torchscript
 from .artifact import Build, Facts, Load
 from .parity import Gate
 
@@ -79,6 +79,23 @@ def _coreml(form: str, precision: str, gate: Gate, build: Build) -> Recipe:
     )
 
 
+def _torchscript(form: str, build: Build, load: Load, selection: tuple[str, ...] = ()) -> Recipe:
+    return Recipe(
+        target="torchscript",
+        form=form,
+        precision="fp32",
+        package="torch",
+        suffix="pt",
+        images=False,
+        gate=EXACT,
+        how="executed by TorchScript",
+        build=build,
+        load=load,
+        facts=torchscript.facts,
+        selection=selection,
+    )
+
+
 def _onnx(precision: str, gate: Gate, build: Build, calibrated: bool) -> Recipe:
     return Recipe(
         target="onnx",
@@ -114,6 +131,22 @@ RECIPES = {
             load=executorch.load,
             facts=executorch.facts,
         ),
+        Recipe(
+            target="executorch",
+            form=ADAPTIVE,
+            precision="fp32",
+            package="executorch",
+            suffix="pte",
+            images=False,
+            gate=EXACT,
+            how=EXECUTED,
+            build=executorch_adaptive.build,
+            load=executorch_adaptive.load,
+            facts=executorch.facts,
+            selection=executorch_adaptive.WAYS,
+        ),
+        _torchscript(SINGLE, torchscript.build, torchscript.load),
+        _torchscript(ADAPTIVE, torchscript.build_adaptive, torchscript.load_adaptive, torchscript.WAYS),
         _coreml(SINGLE, "fp16", HALF, coreml.build),
         _coreml(SINGLE, "int8", COMPRESSED, coreml.build_linear8),
         _coreml(SINGLE, "palette6", COMPRESSED, coreml.build_palette6),
