@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 import stubs
-from cpu import Cpu, write_files
+from cpu import CPUS, Cpu, write_files
 
 from pam_mobile.errors import SetupError
 
 HERE = FilePath(__file__).resolve().parent
 WHEELS = HERE / "wheels.txt"
+SOURCES = ("counter.c", "runner.cpp", "stubs.py")
 CROSS = "aarch64-linux-gnu"
 SYSTEM = FilePath(f"/usr/{CROSS}/lib")
 EMULATOR, COMPILER, HOST_COMPILER = "qemu-aarch64", f"{CROSS}-g++", "gcc"
@@ -67,13 +68,21 @@ def prepare(root: FilePath, cpu: Cpu) -> None:
 def set_up(cache: FilePath, say: Callable[[str], None]) -> Toolchain:
     """The toolchain in `cache`, made if it is not there. Raises SetupError where that is impossible."""
     programs(say)
-    pins = WHEELS.read_bytes()
-    unpacked = _once(cache, "wheels", pins, lambda folder: _unpack(cache / "downloads", folder, say))
-    sources = b"".join(
-        p.read_bytes() for p in sorted(HERE.iterdir()) if p.name in ("runner.cpp", "counter.c", "stubs.py")
-    )
-    build = _once(cache, "build", pins + sources, lambda folder: _build(unpacked, folder, say))
+    if not SYSTEM.is_dir():
+        raise SetupError(f"the cross compiler's libraries are not in {SYSTEM}", "use a Debian system")
+    unpacked, build = folders(cache)
+    _once(unpacked, lambda folder: _unpack(cache / "downloads", folder, say))
+    _once(build, lambda folder: _build(unpacked, folder, say))
     return Toolchain(unpacked / "lib", build)
+
+
+def folders(cache: FilePath) -> tuple[FilePath, FilePath]:
+    """Where the wheels' libraries and what is built of them are, if they are: the names hold the hash of their origins."""
+    pins = WHEELS.read_bytes()
+    sources = b"".join((HERE / name).read_bytes() for name in SOURCES)
+    names = (("wheels", pins), ("build", pins + sources))
+    unpacked, build = (cache / f"{name}-{hashlib.sha256(origin).hexdigest()[:12]}" for name, origin in names)
+    return unpacked, build
 
 
 def programs(say: Callable[[str], None]) -> None:
@@ -90,17 +99,17 @@ def programs(say: Callable[[str], None]) -> None:
     _run([*install.split(), "-q", "-y"], "installing packages", environment)
 
 
-def _once(cache: FilePath, name: str, content: bytes, make: Callable[[FilePath], None]) -> FilePath:
-    """The folder of a step, made by `make` in a temporary folder unless it is complete; those of other contents are removed."""
-    folder = cache / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
+def _once(folder: FilePath, make: Callable[[FilePath], None]) -> None:
+    """Let `make` fill a temporary folder that becomes `folder`, unless that is there; those of other origins are removed."""
     if folder.exists():
-        return folder
+        return
+    cache, name = folder.parent, folder.name.partition("-")[0]
     cache.mkdir(parents=True, exist_ok=True)
     for old in (*cache.glob(f"{name}-*"), *cache.glob(f".{name}-*")):
         shutil.rmtree(old)
     unfinished = FilePath(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     make(unfinished)
-    return unfinished.rename(folder)
+    unfinished.rename(folder)
 
 
 def _unpack(downloads: FilePath, folder: FilePath, say: Callable[[str], None]) -> None:
@@ -134,6 +143,19 @@ def _build(unpacked: FilePath, folder: FilePath, say: Callable[[str], None]) -> 
     command = [COMPILER, "-std=c++20", "-O2", "-DC10_USING_CUSTOM_GENERATED_MACROS", *(f"-I{path}" for path in headers)]
     command += [str(HERE / "runner.cpp"), str(runtime), f"-L{libraries}", f"-Wl,-rpath-link,{libraries}:{folder}"]
     _run([*command, "-Wl,--allow-shlib-undefined", "-o", str(folder / "runner")], "compiling runner.cpp")
+    _try(Toolchain(libraries, folder))
+
+
+def _try(toolchain: Toolchain) -> None:
+    """Raise SetupError unless the runner starts under emulation with the counter; without arguments it explains itself."""
+    cpu = next(iter(CPUS.values()))
+    with tempfile.TemporaryDirectory(prefix="pam-arm64-") as name:
+        prepare(FilePath(name) / "root", cpu)
+        command = toolchain.command(cpu, FilePath(name) / "root", FilePath(name) / "counts", ())
+        said = subprocess.run(command, capture_output=True, text=True).stderr
+    if "usage: runner" not in said:
+        lines = said.strip().splitlines() or ["it said nothing"]
+        raise SetupError("the runner does not start under this emulator (QEMU 7.2 is known to work)", lines[-1])
 
 
 def _run(command: list[str], what: str, environment: dict[str, str] | None = None) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
+import platformdirs
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pam_export import manifest
 from pam_export.docs import filled
@@ -28,6 +30,7 @@ import toolchain  # noqa: E402
 
 sys.path.remove(str(ARM64))
 CLASSES = ("fmla", "imla", "simd", "simd_memory", "memory", "branch", "integer")
+CACHE = platformdirs.user_cache_path("pam-mobile") / "arm64"
 TOOLS = (toolchain.EMULATOR, f"{toolchain.CROSS}-gcc", toolchain.HOST_COMPILER)
 needs_emulator = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"
@@ -129,15 +132,31 @@ def test_a_step_of_the_setup_is_whole_or_absent(tmp_path: FilePath) -> None:
         (folder / "half").touch()
         raise RuntimeError("power cut")
 
+    one, two = tmp_path / "step-1", tmp_path / "step-2"
     with pytest.raises(RuntimeError, match="power cut"):
-        toolchain._once(tmp_path, "step", b"one", fail)
-    first = toolchain._once(tmp_path, "step", b"one", make)
-    assert toolchain._once(tmp_path, "step", b"one", fail) == first
-    second = toolchain._once(tmp_path, "step", b"two", make)
-    assert first != second
-    assert [p.name for p in tmp_path.iterdir()] == [second.name]
-    assert [p.name for p in second.iterdir()] == ["file"]
+        toolchain._once(one, fail)
+    assert not one.exists()
+    toolchain._once(one, make)
+    toolchain._once(one, fail)
+    assert [p.name for p in one.iterdir()] == ["file"]
+    toolchain._once(two, make)
+    assert list(tmp_path.iterdir()) == [two]
     assert len(made) == 2
+
+
+def test_a_changed_source_is_built_again(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*toolchain.SOURCES, "wheels.txt"):
+        shutil.copy(ARM64 / name, tmp_path)
+    wheels, build = toolchain.folders(tmp_path)
+    monkeypatch.setattr(toolchain, "HERE", tmp_path)
+    assert toolchain.folders(tmp_path) == (wheels, build)
+    for name in toolchain.SOURCES:
+        with open(tmp_path / name, "a") as file:
+            file.write("\n")
+        changed = toolchain.folders(tmp_path)
+        assert changed[0] == wheels
+        assert changed[1] not in (build, wheels)
+        build = changed[1]
 
 
 def test_the_wheels_are_those_of_the_constraints() -> None:
@@ -386,3 +405,30 @@ def test_the_counter_refuses_to_run_without_a_place_for_its_result(counter: File
     )
     assert done.returncode != 0
     assert "needs out=FILE" in done.stderr
+
+
+@needs_emulator
+def test_a_runner_that_does_not_start_is_a_matter_of_setup(tmp_path: FilePath) -> None:
+    with pytest.raises(SetupError, match="does not start under this emulator"):
+        toolchain._try(toolchain.Toolchain(tmp_path, tmp_path))
+
+
+@needs_emulator
+@pytest.mark.skipif(
+    not all(folder.exists() for folder in toolchain.folders(CACHE)), reason="needs the tools that make arm64 sets up"
+)
+def test_a_real_artifact_gives_its_golden_alpha_on_an_emulated_processor(exported: FilePath) -> None:
+    artifact = next(a for a in manifest.read(exported)["artifacts"] if a["target"] == "executorch")
+    (method,) = artifact["methods"]
+    golden = load_file(exported / method["golden"]["file"])
+    inputs = [golden["image"] / 255, golden["trimap"] / 255]
+    tools = toolchain.set_up(CACHE, lambda text: pytest.fail(f"something was missing: {text}"))
+    done = emulate.emulate(tools, "cortex-a75", exported / artifact["name"], method["name"], inputs)
+    expected = golden[method["golden"]["alpha"]].flatten()
+    assert float((done.output - expected).abs().max()) < 1e-5
+    assert float((done.output - expected.flip(0)).abs().max()) > 0.1
+    assert done.instructions["fmla"] == pytest.approx(method["macs"] / 4, rel=0.5)
+    with pytest.raises(IntegrityError, match="nothing failed on cortex-a75 with exit code 1"):
+        emulate.emulate(tools, "cortex-a75", exported / artifact["name"], "nothing", inputs)
+    with pytest.raises(IntegrityError, match="failed on cortex-a75"):
+        emulate.emulate(tools, "cortex-a75", exported / artifact["name"], method["name"], inputs[:1])
