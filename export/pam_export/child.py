@@ -10,8 +10,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path as FilePath
 
 import torch
@@ -27,6 +30,7 @@ from .quiet import last_lines, one_line, quiet
 from .recipe import recipe
 
 SECONDS_PER_JOB = 1800
+LOOK_EVERY = 0.2
 INPUTS, QUESTIONS, ANSWERS, ERROR = "inputs.safetensors", "questions.json", "answers.safetensors", "error.txt"
 
 
@@ -57,14 +61,17 @@ class Outcome:
     error: str = ""
 
 
-def run_isolated(jobs: Sequence[Job]) -> list[Outcome]:
-    """Run every job outside this process, in order. All jobs must have the same target: toolchains do not mix well."""
+def run_isolated(jobs: Sequence[Job], advance: Callable[[], None] = lambda: None) -> list[Outcome]:
+    """Run every job outside this process, in order. All jobs must have the same target: toolchains do not mix well.
+
+    advance: called once a job has ended.
+    """
     with tempfile.TemporaryDirectory(prefix="pam-export-") as name:
         folders = [_prepare(FilePath(name) / str(i), job) for i, job in enumerate(jobs)]
         outcomes: list[Outcome] = []
         while len(outcomes) < len(jobs):
             rest = slice(len(outcomes), None)
-            failure = _start(jobs[rest], folders[rest])
+            failure = _start(jobs[rest], folders[rest], advance)
             for folder in folders[rest]:
                 outcome = _read(folder)
                 if outcome is None:
@@ -72,6 +79,7 @@ def run_isolated(jobs: Sequence[Job]) -> list[Outcome]:
                 outcomes.append(outcome)
             if len(outcomes) < len(jobs):
                 outcomes.append(Outcome(error=failure))
+                advance()
         return outcomes
 
 
@@ -88,27 +96,42 @@ def _prepare(folder: FilePath, job: Job) -> FilePath:
     return folder
 
 
-def _start(jobs: Sequence[Job], folders: Sequence[FilePath]) -> str:
+def _start(jobs: Sequence[Job], folders: Sequence[FilePath], advance: Callable[[], None]) -> str:
     """Run one child for the jobs; returns what to say of the first job without a result."""
     arguments = [str(word) for job, folder in zip(jobs, folders, strict=True) for word in (job.key, job.path, folder)]
     command = [sys.executable, "-m", "pam_export.child", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     with tempfile.TemporaryFile("w+b") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:
-            code = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                timeout=SECONDS_PER_JOB * len(jobs),
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired:
+            code = _watch(process, folders, advance)
+        finally:
+            process.kill()
+            process.wait()
+        if code is None:
             return f"did not finish within {SECONDS_PER_JOB * len(jobs)} s"
         log.seek(0)
         tail = last_lines(log.read().decode(errors="replace"))
     return f"crashed its process ({f'signal {-code}' if code < 0 else f'exit code {code}'}); {tail}".rstrip("; ")
+
+
+def _watch(process: subprocess.Popen[bytes], folders: Sequence[FilePath], advance: Callable[[], None]) -> int | None:
+    """The exit code of a child, or None if it takes too long; calls `advance` for every job that it ends."""
+    deadline, ended = time.monotonic() + SECONDS_PER_JOB * len(folders), 0
+    while time.monotonic() < deadline:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_EVERY)
+        before = ended
+        ended += sum(1 for _ in takewhile(_ended, folders[ended:]))
+        for _ in range(ended - before):
+            advance()
+        if process.returncode is not None:
+            return process.returncode
+    return None
+
+
+def _ended(folder: FilePath) -> bool:
+    return (folder / ANSWERS).exists() or (folder / ERROR).exists()
 
 
 def _read(folder: FilePath) -> Outcome | None:

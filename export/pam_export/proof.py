@@ -74,13 +74,15 @@ class Reference:
 
 def prove(built: Sequence[Built], folder: FilePath, supernet: Supernet, reporter: Reporter) -> list[Proof]:
     """Execute every artifact in a child per target and compare. Raises IntegrityError naming the first that fails."""
-    reporter.say("comparing the artifacts with PyTorch")
     reference = Reference(supernet)
     outcomes: dict[str, Outcome] = {}
-    for target in dict.fromkeys(item.plan.recipe.target for item in built):
-        items = [item for item in built if item.plan.recipe.target == target]
-        jobs = [Job(item.plan.recipe.key, folder / item.plan.name, _questions(item.plan)) for item in items]
-        outcomes |= {item.plan.name: outcome for item, outcome in zip(items, run_isolated(jobs), strict=True)}
+    with reporter.progress("executing the artifacts", len(built)) as advance:
+        for target in dict.fromkeys(item.plan.recipe.target for item in built):
+            items = [item for item in built if item.plan.recipe.target == target]
+            jobs = [Job(item.plan.recipe.key, folder / item.plan.name, _questions(item.plan)) for item in items]
+            found = run_isolated(jobs, advance)
+            outcomes |= {item.plan.name: outcome for item, outcome in zip(items, found, strict=True)}
+    reporter.say("comparing them with PyTorch")
     return [_judge(item, outcomes[item.plan.name], reference, reporter) for item in built]
 
 

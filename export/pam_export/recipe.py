@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pam_mobile.errors import SetupError, UsageError
 
-from . import coreml, executorch, executorch_adaptive, onnx, torchscript
+from . import aot, coreml, coreml_adaptive, executorch, executorch_adaptive, onnx, torchscript
 from .artifact import Build, Facts, Load
 from .parity import Gate
 
@@ -61,101 +62,93 @@ EXECUTED = "executed in the ExecuTorch runtime"
 INTERPRETED = (
     "converted, not executed: the saved MIL program was interpreted with torch, each result rounded to its type"
 )
-
-
-def _coreml(form: str, precision: str, gate: Gate, build: Build) -> Recipe:
-    return Recipe(
-        target="coreml",
-        form=form,
-        precision=precision,
-        package="coremltools",
-        suffix="mlpackage",
-        images=True,
-        gate=gate,
-        how=INTERPRETED,
-        build=build,
-        load=coreml.load,
-        facts=coreml.facts,
-    )
-
-
-def _torchscript(form: str, build: Build, load: Load, selection: tuple[str, ...] = ()) -> Recipe:
-    return Recipe(
-        target="torchscript",
-        form=form,
-        precision="fp32",
-        package="torch",
-        suffix="pt",
-        images=False,
-        gate=EXACT,
-        how="executed by TorchScript",
-        build=build,
-        load=load,
-        facts=torchscript.facts,
-        selection=selection,
-    )
-
-
-def _onnx(precision: str, gate: Gate, build: Build, calibrated: bool) -> Recipe:
-    return Recipe(
-        target="onnx",
-        form=SINGLE,
-        precision=precision,
-        package="onnxruntime",
-        suffix="onnx",
-        images=False,
-        gate=gate,
-        how="executed in ONNX Runtime on the CPU",
-        build=build,
-        load=onnx.load,
-        facts=onnx.facts,
-        calibrated=calibrated,
-    )
-
+LOWERED = "converted, not executed: this platform has no such delegate"
 
 # Gates by measurement on the trained tiny-v0: docs/export.md has the figures.
 EXACT, HALF, COMPRESSED = Gate(1e-4, 1e-5), Gate(2e-3, 1e-3), Gate(None, 2e-2, sad=0.03)
-RECIPES = {
-    row.key: row
-    for row in (
-        Recipe(
-            target="executorch",
-            form=SINGLE,
-            precision="fp32",
-            package="executorch",
-            suffix="pte",
-            images=False,
-            gate=EXACT,
-            how=EXECUTED,
-            build=executorch.build,
-            load=executorch.load,
-            facts=executorch.facts,
-        ),
-        Recipe(
-            target="executorch",
-            form=ADAPTIVE,
-            precision="fp32",
-            package="executorch",
-            suffix="pte",
-            images=False,
-            gate=EXACT,
-            how=EXECUTED,
-            build=executorch_adaptive.build,
-            load=executorch_adaptive.load,
-            facts=executorch.facts,
-            selection=executorch_adaptive.WAYS,
-        ),
-        _torchscript(SINGLE, torchscript.build, torchscript.load),
-        _torchscript(ADAPTIVE, torchscript.build_adaptive, torchscript.load_adaptive, torchscript.WAYS),
-        _coreml(SINGLE, "fp16", HALF, coreml.build),
-        _coreml(SINGLE, "int8", COMPRESSED, coreml.build_linear8),
-        _coreml(SINGLE, "palette6", COMPRESSED, coreml.build_palette6),
-        _coreml(SHARED, "fp16", HALF, coreml.build),
-        _coreml(SHARED, "int8", COMPRESSED, coreml.build_linear8),
-        _onnx("fp32", EXACT, onnx.build, calibrated=False),
-        _onnx("int8", Gate(None, 5e-2, sad=0.03), onnx.build_int8, calibrated=True),
-    )
-}
+
+_executorch = partial(
+    Recipe,
+    target="executorch",
+    package="executorch",
+    suffix="pte",
+    images=False,
+    how=EXECUTED,
+    load=executorch.load,
+    facts=executorch.facts,
+)
+_ahead = partial(_executorch, form=SINGLE, precision="fp32", gate=EXACT, how=LOWERED, load=None)
+_coreml = partial(
+    Recipe,
+    target="coreml",
+    package="coremltools",
+    suffix="mlpackage",
+    images=True,
+    how=INTERPRETED,
+    load=coreml.load,
+    facts=coreml.facts,
+)
+_torchscript = partial(
+    Recipe,
+    target="torchscript",
+    precision="fp32",
+    package="torch",
+    suffix="pt",
+    images=False,
+    gate=EXACT,
+    how="executed by TorchScript",
+    facts=torchscript.facts,
+)
+_onnx = partial(
+    Recipe,
+    target="onnx",
+    form=SINGLE,
+    package="onnxruntime",
+    suffix="onnx",
+    images=False,
+    how="executed in ONNX Runtime on the CPU",
+    load=onnx.load,
+    facts=onnx.facts,
+)
+ROWS = (
+    _executorch(form=SINGLE, precision="fp32", gate=EXACT, build=executorch.build),
+    _executorch(form=SINGLE, precision="int8", gate=COMPRESSED, build=executorch.build_int8, calibrated=True),
+    _executorch(form=SHARED, precision="fp32", gate=EXACT, build=executorch.build),
+    _executorch(form=SHARED, precision="int8", gate=COMPRESSED, build=executorch.build_int8, calibrated=True),
+    _executorch(
+        form=ADAPTIVE,
+        precision="fp32",
+        gate=EXACT,
+        build=executorch_adaptive.build,
+        load=executorch_adaptive.load,
+        selection=executorch_adaptive.WAYS,
+    ),
+    _coreml(form=SINGLE, precision="fp16", gate=HALF, build=coreml.build),
+    _coreml(form=SINGLE, precision="int8", gate=COMPRESSED, build=coreml.build_linear8),
+    _coreml(form=SINGLE, precision="palette6", gate=COMPRESSED, build=coreml.build_palette6),
+    _coreml(form=SHARED, precision="fp16", gate=HALF, build=coreml.build),
+    _coreml(form=SHARED, precision="int8", gate=COMPRESSED, build=coreml.build_linear8),
+    _coreml(
+        form=ADAPTIVE,
+        precision="fp16",
+        gate=HALF,
+        build=coreml_adaptive.build,
+        load=coreml_adaptive.load,
+        selection=coreml_adaptive.WAYS,
+    ),
+    _torchscript(form=SINGLE, build=torchscript.build, load=torchscript.load),
+    _torchscript(
+        form=ADAPTIVE,
+        build=torchscript.build_adaptive,
+        load=torchscript.load_adaptive,
+        selection=torchscript.WAYS,
+    ),
+    _onnx(precision="fp32", gate=EXACT, build=onnx.build),
+    _onnx(precision="int8", gate=Gate(None, 5e-2, sad=0.03), build=onnx.build_int8, calibrated=True),
+    _ahead(target="executorch-coreml", suffix="coreml.pte", build=aot.build_coreml),
+    _ahead(target="executorch-vulkan", suffix="vulkan.pte", build=aot.build_vulkan),
+)
+RECIPES = {row.key: row for row in ROWS}
 
 
 def recipe(key: str) -> Recipe:

@@ -50,7 +50,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, build: Callable[..., dict[str, Any]])
     monkeypatch.setitem(RECIPES, PTE, replace(RECIPES[PTE], build=build))
 
 
-def run_here(jobs: list[Job]) -> list[Outcome]:
+def run_here(jobs: list[Job], advance: Callable[[], None]) -> list[Outcome]:
     """In place of a child process, where none is needed."""
     outcomes = []
     for job in jobs:

@@ -206,7 +206,10 @@ def test_a_crash_takes_only_its_own_job_down(tmp_path: FilePath, monkeypatch: py
     image, trimap = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.full((1, 1, 4, 4), 255, dtype=torch.uint8)
     names = ("good.pte", "crash.pte", "broken.pte", "fine.pte")
     asked = [Question(Request(), image, trimap)]
-    good, crash, broken, fine = run_isolated([Job(PTE_KEY, tmp_path / name, asked) for name in names])
+    ended: list[int] = []
+    jobs = [Job(PTE_KEY, tmp_path / name, asked) for name in names]
+    good, crash, broken, fine = run_isolated(jobs, lambda: ended.append(1))
+    assert len(ended) == len(jobs)
     assert torch.equal(good.answers[0][0].alpha, torch.ones(1, 1, 4, 4))
     assert dict(good.facts) == {"path": "x"}
     assert crash.error.startswith("crashed its process (signal 6)")
