@@ -28,7 +28,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
     """Trace and freeze the part and write the .pt with `info` in its extra files. Returns the manifest's `backend`."""
     (part,) = parts
-    with quiet("writing TorchScript"), torch.no_grad(), _fresh_names():
+    with quiet("writing TorchScript"), torch.no_grad(), _clean_slate():
         return _write(torch.jit.trace(part.module, part.inputs, check_trace=False), path, info)
 
 
@@ -37,13 +37,13 @@ def build_adaptive(parts: Sequence[Part], path: FilePath, info: Info) -> dict[st
     (part,) = parts
     adaptive = part.module
     assert isinstance(adaptive, Adaptive)
-    with quiet("writing TorchScript"), torch.no_grad(), _fresh_names():
+    with quiet("writing TorchScript"), torch.no_grad(), _clean_slate():
         return _write(script(adaptive, part.inputs), path, {**info, **adaptive.costs.info(WAYS)})
 
 
 def load(path: FilePath) -> Runner:
     """A .pt with a fixed path, run by PyTorch."""
-    module = _open(path)
+    module = open_module(path)
 
     def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
         with torch.no_grad():
@@ -54,7 +54,7 @@ def load(path: FilePath) -> Runner:
 
 def load_adaptive(path: FilePath) -> Runner:
     """A .pt that chooses its path, run by PyTorch."""
-    module, costs = _open(path), Costs.of_facts(facts(path))
+    module, costs = open_module(path), Costs.of_facts(facts(path))
 
     def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
         require_way(request, WAYS)
@@ -72,7 +72,8 @@ def facts(path: FilePath) -> dict[str, str]:
         return {key: file.read(name).decode() for key, name in names.items()}
 
 
-def _open(path: FilePath) -> Any:
+def open_module(path: FilePath) -> Any:
+    """The script module of a .pt."""
     with quiet("reading TorchScript"):
         return torch.jit.load(path, map_location="cpu")
 
@@ -103,12 +104,15 @@ def _strip(archive: io.BytesIO, path: FilePath) -> None:
 
 
 @contextmanager
-def _fresh_names() -> Iterator[None]:
-    """Names of classes are numbered by all that the process scripted before, and are stored; here they begin anew."""
+def _clean_slate() -> Iterator[None]:
+    """What the process did before leaves traces in a file: class names are numbered on, and settings of convolutions are stored."""
     state = torch.jit._state
-    before = state._python_cu
+    units, deterministic = state._python_cu, torch.are_deterministic_algorithms_enabled()
     state._python_cu = torch._C.CompilationUnit()
+    torch.use_deterministic_algorithms(False)
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
+            yield
     finally:
-        state._python_cu = before
+        state._python_cu = units
+        torch.use_deterministic_algorithms(deterministic)

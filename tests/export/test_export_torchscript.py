@@ -1,0 +1,121 @@
+"""The .pt: a fixed path with its own weights only, and one that keeps the budget inside its graph."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path as FilePath
+
+import pytest
+from adaptive_samples import check_promises, check_refusals, choosy, mixed, parts
+from export_samples import SIZE, alphas_of, single
+
+from pam_export import scripted, torchscript
+from pam_export.adaptive import branch
+from pam_export.artifact import STEPWISE
+from pam_export.controller import Costs
+from pam_export.parity import Gate, cases, compare, reference
+from pam_export.wrapper import network_of, wrap
+from pam_mobile.model.subnet import parameter_count
+from pam_mobile.model.supernet import Supernet
+from pam_mobile.path import Path
+
+IMAGES = cases(SIZE)[:3]
+EXACT = Gate(1e-4, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def chooser() -> Supernet:
+    return choosy(prior=True)
+
+
+@pytest.fixture(scope="module")
+def adaptive(chooser: Supernet, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
+    path = tmp_path_factory.mktemp("adaptive") / "adaptive.pt"
+    torchscript.build_adaptive(parts(chooser), path, {"arch": "mini", "size": SIZE})
+    return path
+
+
+def write(supernet: Supernet, path: str, file: FilePath) -> FilePath:
+    network = wrap(network_of(supernet, Path.parse(path)))
+    backend = torchscript.build(single(network, IMAGES[0].inputs()), file, {"path": path, "macs": 5})
+    assert backend["total_ops"] == backend["delegated_ops"] > 50
+    return file
+
+
+def test_a_fixed_path_is_equal_and_another_is_not(prior_supernet: Supernet, tmp_path: FilePath) -> None:
+    file, inputs = write(prior_supernet, "010", tmp_path / "fixed.pt"), cases(SIZE)
+    alphas = alphas_of(torchscript.load, file, inputs)
+    parity = compare(reference(network_of(prior_supernet, Path.parse("010")), inputs), alphas, EXACT)
+    assert parity.passed, str(parity)
+    other = reference(network_of(prior_supernet, Path.parse("110")), inputs)
+    assert not compare(other, alphas, EXACT).passed
+    assert torchscript.facts(file) == {"path": "010", "macs": "5"}
+
+
+def test_a_fixed_path_holds_its_own_weights_only(prior_supernet: Supernet, tmp_path: FilePath) -> None:
+    network = network_of(prior_supernet, Path.parse("010"))
+    with zipfile.ZipFile(write(prior_supernet, "010", tmp_path / "fixed.pt")) as file:
+        stored = sum(info.file_size for info in file.infolist() if "/constants/" in info.filename)
+    own = 4 * parameter_count(network)
+    assert 0.9 * own < stored < own + 8000, "batch norm is folded, constants of the prior are added"
+    assert 4 * parameter_count(prior_supernet) > 2 * stored
+
+
+def test_the_same_network_gives_the_same_bytes_whatever_was_scripted_before(
+    chooser: Supernet, adaptive: FilePath, tmp_path: FilePath
+) -> None:
+    write(chooser, "111", tmp_path / "first.pt")
+    torchscript.build_adaptive(parts(chooser), tmp_path / "again.pt", {"arch": "mini", "size": SIZE})
+    assert (tmp_path / "again.pt").read_bytes() == adaptive.read_bytes()
+    assert write(chooser, "111", tmp_path / "second.pt").read_bytes() == (tmp_path / "first.pt").read_bytes()
+
+
+def test_nothing_inside_tells_of_the_machine_that_made_it(adaptive: FilePath) -> None:
+    content = adaptive.read_bytes()
+    root = FilePath(torchscript.__file__).parents[1]
+    assert str(root).encode() not in content
+    assert b"adaptive.py" not in content
+    with zipfile.ZipFile(adaptive) as file:
+        assert not file.testzip()
+        assert {info.date_time for info in file.infolist()} == {torchscript.EPOCH}
+
+
+def test_it_takes_the_path_of_pytorch_within_every_budget(adaptive: FilePath, chooser: Supernet) -> None:
+    run = torchscript.load_adaptive(adaptive)
+    assert mixed(check_promises(run, chooser, STEPWISE, IMAGES, 1e-4))
+    check_refusals(run, chooser, torchscript.WAYS, IMAGES[0])
+    facts = torchscript.facts(adaptive)
+    assert Costs.of_facts(facts) == Costs.of(chooser, SIZE)
+    assert (facts["arch"], facts["selection"]) == ("mini", STEPWISE)
+
+
+def test_exchanged_branches_would_be_caught(
+    chooser: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripted, "branch", lambda piece, run: branch(piece, not run))
+    torchscript.build_adaptive(parts(chooser), tmp_path / "exchanged.pt", {})
+    with pytest.raises(AssertionError, match="not close"):
+        check_promises(torchscript.load_adaptive(tmp_path / "exchanged.pt"), chooser, STEPWISE, IMAGES, 1e-4)
+
+
+def test_a_wrong_cost_inside_would_be_caught(
+    chooser: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = property(lambda costs: (0,) * len(costs.deltas))
+    with monkeypatch.context() as patch:
+        patch.setattr(Costs, "steps", free)
+        torchscript.build_adaptive(parts(chooser), tmp_path / "free.pt", {})
+    with pytest.raises(AssertionError, match="breaks the budget"):
+        check_promises(torchscript.load_adaptive(tmp_path / "free.pt"), chooser, STEPWISE, IMAGES, 1e-4)
+
+
+def test_only_the_branch_that_is_taken_is_computed(adaptive: FilePath) -> None:
+    """Every unit is a condition with blocks, and no more is left outside than what every path runs."""
+    module = torchscript.open_module(adaptive)
+    conditions = module.graph.findAllNodes("prim::If", recurse=False)
+    assert len(conditions) == 3
+    for node in conditions:
+        run, bypass = (block.findAllNodes("aten::_convolution") for block in node.blocks())
+        assert len(run) > 2
+        assert len(bypass) > 2
+        assert len(run) != len(bypass)
