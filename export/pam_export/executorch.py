@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from pam_mobile.errors import IntegrityError
+from pam_mobile.errors import IntegrityError, UsageError
 
 from .artifact import Answer, Info, Part, Request, Runner, text
 from .quantize import quantise, report
@@ -41,8 +41,11 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
 def build_int8(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
     """The same with weights and activations in int8, but for the layers that `quantize` keeps in float32.
 
-    Every part needs calibration inputs. The manifest's `backend` says which layers stayed float32, and why.
+    The manifest's `backend` says which layers stayed float32, and why. Raises UsageError if a part has no calibration inputs.
     """
+    for part in parts:
+        if not part.calibration:
+            raise UsageError(f"{part.name} has no calibration inputs", "give some that no test uses, or choose fp32")
     with quiet("lowering to ExecuTorch"), no_collection(), torch.no_grad():
         found = [quantise(for_xnnpack(part.module), part.inputs, part.calibration) for part in parts]
         pairs = zip(parts, found, strict=True)

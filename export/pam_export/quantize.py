@@ -22,7 +22,7 @@ from pam_mobile.train.losses import unknown_mask
 from .artifact import Pair, Part
 from .scalars import lift_scalars
 
-PROBES = 4
+PROBES = 3
 """Calibration images on which the loss is simulated."""
 LIMIT = 0.001
 """Mean difference of alpha over the unknown pixels that the simulated quantisation may cause: a quarter of a level of 8 bits."""
@@ -51,11 +51,11 @@ class Quantised:
     sensitivity: Sensitivity
 
 
-def quantise(module: nn.Module, inputs: Pair, calibration: Sequence[Pair]) -> Quantised:
+def quantise(module: nn.Module, inputs: Pair, calibration: Sequence[Pair], limit: float = LIMIT) -> Quantised:
     """A graph of `module` with quantised operations. module: rewritten by `for_xnnpack`; calibration: at least one pair."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    found = sensitive(module, calibration)
+    found = sensitive(module, calibration, limit)
     fixed = tuple(always_float(module))
     program = torch.export.export(module, inputs)
     program = torch.export.export(lift_scalars(program.module(check_guards=False)), inputs)
@@ -187,7 +187,7 @@ def _quantizer(keep: Callable[[fx.Node], bool]) -> Any:
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-    class Quantizer(xnnpack.XNNPACKQuantizer):  # type: ignore[misc]
+    class Quantizer(xnnpack.XNNPACKQuantizer):
         """XNNPACK's, which asks the filter about everything but concatenations."""
 
         def annotate(self, model: fx.GraphModule) -> fx.GraphModule:

@@ -103,7 +103,7 @@ def _part(conv: nn.Conv2d, window: Window, first: bool) -> nn.Conv2d:
 
 def split_batches(program: ExportedProgram) -> ExportedProgram:
     """The program with every convolution of several images as one convolution per image, their results concatenated."""
-    module = cast(fx.GraphModule, program.module(check_guards=False))
+    module = program.module(check_guards=False)
     for node in list(module.graph.nodes):
         images = node.args[0].meta["val"].shape[0] if node.target == aten.conv2d.default else 1
         if images > 1:
