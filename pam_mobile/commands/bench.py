@@ -14,6 +14,7 @@ COLUMNS = {
     "file": "artifact",
     "method": "method",
     "budget": "budget",
+    "path": "path",
     "macs": "GMACs",
     "file_mb": "MB",
     "ms_p50": "ms p50",
