@@ -5,12 +5,14 @@ Precisions: float16 where float16 is enough; large weights may moreover be store
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 import torch
@@ -24,7 +26,8 @@ from .wrapper import ALPHA, IMAGE, TRIMAP
 SINGLE_OS, SHARED_OS = "iOS 16", "iOS 18"
 COMPRESSED_FROM = 2048
 """Weights with fewer elements stay float16."""
-SPEC, DEBUG = "Data/com.apple.CoreML/model.mlmodel", "executorch_debug_handle_mapping.json"
+SPEC, ITEMS = "Data/com.apple.CoreML/model.mlmodel", "Manifest.json"
+DEBUG = "executorch_debug_handle_mapping.json"
 Compress = Callable[[Any], Any]
 
 
@@ -44,7 +47,7 @@ def build(parts: Sequence[Part], path: FilePath, info: Info, compress: Compress 
         else:
             models[0].save(str(path))
         describe(path, info)
-        (path / DEBUG).unlink(missing_ok=True)
+        settle(path)
         types = Counter(operation_types(mil.load(path)))
     total = types["fp32"] + types["fp16"]
     return {
@@ -138,13 +141,27 @@ def _save_functions(models: dict[str, Any], path: FilePath) -> None:
 
 
 def describe(path: FilePath, info: Info) -> None:
-    """Write `info` into a saved package: metadata that its models had before would be lost where they are put together."""
+    """Make `info` the user-defined metadata of a saved package.
+
+    What its models had would be lost where they are put together; what the converter left is a date, another one every day.
+    """
     import coremltools as ct
 
     spec = ct.proto.Model_pb2.Model.FromString((path / SPEC).read_bytes())
     spec.description.metadata.shortDescription = "Path-adaptive image matting"
+    spec.description.metadata.userDefined.clear()
     spec.description.metadata.userDefined.update({key: text(value) for key, value in info.items()})
     (path / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+
+
+def settle(path: FilePath) -> None:
+    """Make a saved package the same every time: identifiers from the names of its items, and no file for debuggers."""
+    (path / DEBUG).unlink(missing_ok=True)
+    content = (path / ITEMS).read_text(encoding="utf-8")
+    for identifier, item in json.loads(content)["itemInfoEntries"].items():
+        content = content.replace(identifier, str(uuid5(NAMESPACE_URL, item["path"])))
+    ordered = json.dumps(json.loads(content), indent=4, sort_keys=True)
+    (path / ITEMS).write_text(ordered, encoding="utf-8")
 
 
 def operation_types(program: Any) -> list[str]:

@@ -62,9 +62,8 @@ def parity(path: FilePath, part: Part, request: Request | None = None) -> Parity
 
 
 def files(path: FilePath) -> dict[str, bytes]:
-    """The files of a package except its own manifest, which names them by random identifiers."""
     found = (file for file in sorted(path.rglob("*")) if file.is_file())
-    return {str(f.relative_to(path)): f.read_bytes() for f in found if f.name != "Manifest.json"}
+    return {str(file.relative_to(path)): file.read_bytes() for file in found}
 
 
 def test_prior_and_first_convolution_stay_float32(forward: list[Part], tmp_path: FilePath) -> None:
@@ -152,9 +151,9 @@ def test_each_function_is_a_path_of_its_own(prior_supernet: Supernet, parts: lis
         parity(tmp_path / "shared.mlpackage", parts[0], Request())
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_package_says_what_it_is(count: int, parts: list[Part], tmp_path: FilePath) -> None:
-    coreml.build(parts[:count], tmp_path / "a.mlpackage", INFO)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_package_says_what_it_is(shared: bool, parts: list[Part], forward: list[Part], tmp_path: FilePath) -> None:
+    coreml.build(parts if shared else forward, tmp_path / "a.mlpackage", INFO)
     with quiet("reading"):
         assert coreml.facts(tmp_path / "a.mlpackage") == {"path": "111,010", "macs": "7,5", "weights": "x" * 64}
-    assert set(files(tmp_path / "a.mlpackage")) == {coreml.SPEC, BLOB}
+    assert set(files(tmp_path / "a.mlpackage")) == {coreml.SPEC, coreml.ITEMS, BLOB}
