@@ -65,8 +65,8 @@ def numbers(costs: Costs, macs: int) -> tuple[Tensor, Tensor]:
     return torch.full(NUMBER, costs.position(macs)), torch.full(NUMBER, float(spare))
 
 
-def driver(adaptive: Adaptive, inputs: Pair, prepare: Prepare) -> fx.GraphModule:
-    """The trunk with a Switch in place of every unit, as one graph of prepared pieces.
+def driver(adaptive: Adaptive, inputs: Pair, prepare: Prepare, kind: type[Switch] = Switch) -> fx.GraphModule:
+    """The trunk with a Switch (or a `kind` of it) in place of every unit, as one graph of prepared pieces.
 
     Raises ValueError if float32 cannot count the costs.
     """
@@ -89,7 +89,7 @@ def driver(adaptive: Adaptive, inputs: Pair, prepare: Prepare) -> fx.GraphModule
     ran: list[fx.Node] = []
     for node in [n for n in graph.nodes if n.op == "call_module" and int(str(n.target).rsplit("_", 1)[1]) % 2]:
         piece, i = split.get_submodule(str(node.target)), len(ran)
-        switch = Switch(adaptive.heads[i], branch(piece, True), branch(piece, False), steps[i])
+        switch = kind(adaptive.heads[i], branch(piece, True), branch(piece, False), steps[i])
         setattr(split, str(node.target), switch)
         with graph.inserting_after(node):
             called = graph.call_module(str(node.target), (node.args[0], position, spare))
