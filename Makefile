@@ -4,7 +4,7 @@ HASH := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 READY := .venv/.ready-$(HASH)
 BIN := .venv/bin
 
-.PHONY: quickstart test lint types format bench gpu gpu-train clean setup
+.PHONY: quickstart test lint types format bench arm64 web gpu gpu-train clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,8 @@ help:
 	@echo "make test         set up and run the tests"
 	@echo "make lint types   ruff and mypy"
 	@echo "make bench        measure speed on this machine, write export/results/*.csv"
+	@echo "make arm64 DIR=   run every .pte of an export on emulated AArch64 and count its instructions"
+	@echo "make web DIR=     run every .onnx of an export in headless Chromium"
 	@echo "make gpu          check and measure the kernels on an NVIDIA GPU (under 10 minutes, no download)"
 	@echo "make gpu-train    train the preset phone on an NVIDIA GPU in sittings of 9 minutes (FROM=, OUT=, ARGS=)"
 	@echo "make clean        remove the environment and the caches"
@@ -45,6 +47,12 @@ format: $(READY)
 bench: $(READY)
 	@$(BIN)/python export/bench/training.py
 	@$(BIN)/python export/bench/run.py
+
+arm64: $(READY)
+	@$(BIN)/python export/arm64/run.py $(or $(DIR),$(error make arm64 DIR=EXPORT_FOLDER)) $(ARGS)
+
+web: $(READY)
+	@$(BIN)/python -m pam_export.webpage $(or $(DIR),$(error make web DIR=EXPORT_FOLDER))
 
 # No set-up: it takes the torch and triton that the machine has, or those of .venv. Exit code 3: no NVIDIA GPU.
 gpu:
