@@ -26,19 +26,16 @@ def rows() -> Rows:
 
 
 def counts() -> str:
-    """Every method that was run: instructions on each phone's core, and how far its alpha is from this machine's."""
-    head = ["artifact", "method", "GMACs"]
-    for phone in PHONES:
-        head += [f"M instructions, {phone.cpu}", "per MAC"]
+    """Every method that was run: instructions by core, and how far its alpha is from this machine's."""
+    found = rows()
+    cpus = sorted({cpu for by_cpu in found.values() for cpu in by_cpu})
     lines = []
-    for (file, method), by_cpu in rows().items():
-        line = [f"`{file}`", method, f"{int(next(iter(by_cpu.values()))['macs']) / 1e9:.3f}"]
-        for phone in PHONES:
-            row = by_cpu[phone.cpu]
-            line += [f"{float(row['m_total']):.1f}", f"{float(row['instructions_per_mac']):.2f}"]
+    for (file, method), by_cpu in found.items():
+        totals = [f"{float(by_cpu[cpu]['m_total']):.1f}" if cpu in by_cpu else "" for cpu in cpus]
+        macs = int(next(iter(by_cpu.values()))["macs"])
         worst = max(float(row["max_difference"]) for row in by_cpu.values())
-        lines.append([*line, f"{worst:.1e}"])
-    return markdown_table([*head, "largest difference"], lines)
+        lines.append([f"`{file}`", method, f"{macs / 1e9:.3f}", *totals, f"{worst:.1e}"])
+    return markdown_table(["artifact", "method", "GMACs", *cpus, "largest difference"], lines)
 
 
 def calibration() -> str:
@@ -56,10 +53,10 @@ def estimates() -> str:
     """What the counts might mean, under the label without which they must not be read."""
     lines = []
     for (file, method), by_cpu in rows().items():
-        guesses = [
-            str(estimate(phone, float(by_cpu[phone.cpu]["m_total"]), int(by_cpu[phone.cpu]["macs"])))
-            for phone in PHONES
-        ]
+        guesses = []
+        for phone in PHONES:
+            row = by_cpu[phone.cpu]
+            guesses.append(str(estimate(phone, float(row["m_total"]), int(row["macs"]), row["precision"])))
         lines.append([f"`{file}`", method, *guesses])
     return f"{LABEL}:\n\n{markdown_table(['artifact', 'method', *(f'{p.name}, ms' for p in PHONES)], lines)}"
 

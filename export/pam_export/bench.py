@@ -234,7 +234,7 @@ def _elsewhere(subject: Subject, known: Sequence[Row]) -> Row:
             for k in known
             if k["sha256"] in hashes and (k["method"], k["cpu"]) == (subject.method["name"], phone.cpu)
         ]
-        guess = estimate(phone, totals[0], subject.method["macs"]) if totals else None
+        guess = estimate(phone, totals[0], subject.method["macs"], subject.artifact["precision"]) if totals else None
         inside = guess is not None and guess.calibrated
         row |= {
             f"m_instructions_{phone.cpu}": totals[0] if totals else "",

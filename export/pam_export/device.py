@@ -16,6 +16,7 @@ OUTSIDE = "outside calibration"
 LEAST_BAND = 0.25
 """Half the width of the band, at least: the anchors are old, small and no mattes, and counts know no caches and no heat."""
 
+PRECISION = "fp32"
 NETWORKS = ("MobileNet v1", "MobileNet v2", "MobileNet v3 large", "MobileNet v3 small")
 MACS = (568.74, 300.77, 216.59, 56.51)
 """Multiply-adds of the anchors, in millions."""
@@ -63,7 +64,7 @@ PHONES = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """ms: the estimate; low, high: its band; calibrated: whether the network is like the anchors, without which the band is void."""
+    """ms: the estimate; low, high: its band; calibrated: whether the network is like the anchors; else the band is void."""
 
     phone: str
     ms: float
@@ -75,11 +76,11 @@ class Estimate:
         return f"{self.ms:.0f} ({self.low:.0f} to {self.high:.0f})" if self.calibrated else f"{self.ms:.0f}, {OUTSIDE}"
 
 
-def estimate(phone: Phone, million_instructions: float, macs: int) -> Estimate:
+def estimate(phone: Phone, million_instructions: float, macs: int, precision: str) -> Estimate:
     """What one inference of so many instructions, counted on the phone's own core, might take. Publish it with LABEL."""
     ms = phone.factor * million_instructions
     least, most = phone.calibrated
-    like = least <= million_instructions * 1e6 / macs <= most
+    like = precision == PRECISION and least <= million_instructions * 1e6 / macs <= most
     return Estimate(phone.name, ms, ms * (1 - phone.band), ms * (1 + phone.band), like)
 
 

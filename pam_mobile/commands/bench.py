@@ -95,7 +95,7 @@ def _estimates(rows: list[dict[str, Any]]) -> list[str]:
         line = [row["file"], row["method"]]
         for phone in PHONES:
             total = row[f"m_instructions_{phone.cpu}"]
-            line += [total, "" if total == "" else str(estimate(phone, total, row["macs"]))]
+            line += [total, "" if total == "" else str(estimate(phone, total, row["macs"], row["precision"]))]
         if any(line[2:]):
             lines.append(line)
     return [f"{LABEL}:\n\n{markdown_table(header, lines)}"] if lines else []

@@ -63,11 +63,12 @@ def test_the_band_is_never_narrower_than_the_worst_anchor() -> None:
 
 def test_an_estimate_says_its_band_or_that_it_has_none() -> None:
     phone = device.PHONES[0]
-    inside = device.estimate(phone, 100, 250_000_000)
+    inside = device.estimate(phone, 100, 250_000_000, "fp32")
     assert (inside.low, inside.high) == pytest.approx((0.75 * inside.ms, 1.25 * inside.ms))
     assert str(inside) == "47 (35 to 59)"
     for macs in (100_000_000, 400_000_000):
-        assert str(device.estimate(phone, 100, macs)) == "47, outside calibration"
+        assert str(device.estimate(phone, 100, macs, "fp32")) == "47, outside calibration"
+    assert str(device.estimate(phone, 100, 250_000_000, "int8")) == "47, outside calibration"
     assert "not measured" in device.LABEL
 
 
