@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -20,6 +23,7 @@ from pam_export.rewrite import MAX_TAPS, SplitDepthwise, fold_batch_norm, for_xn
 from pam_export.wrapper import network_of, wrap
 from pam_kernels import Connect, DepthwiseConv2d
 from pam_mobile.errors import IntegrityError
+from pam_mobile.files import sha256
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
 
@@ -240,3 +244,26 @@ def test_own_operators_become_plain_layers_with_the_same_numbers(activation: str
     torch.testing.assert_close(rewritten(x), net(x))
     assert [type(m) for m in rewritten] == [PlainConnect, nn.Conv2d, nn.Conv2d]  # type: ignore[attr-defined]
     assert isinstance(net[0], Connect)
+
+
+def digests(folder: FilePath) -> list[str]:
+    """SHA-256 of a float32 file of two methods and of an int8 file."""
+    torch.manual_seed(0)
+    net, pairs = Large((5,)).eval(), [case.inputs() for case in cases(32)[:2]]
+    executorch.build([Part(name, net, pairs[0]) for name in ("one", "two")], folder / "fp32.pte", FACTS)
+    executorch.build_int8([Part("one", net, pairs[0], pairs)], folder / "int8.pte", FACTS)
+    return [sha256(folder / name) for name in ("fp32.pte", "int8.pte")]
+
+
+def test_another_process_writes_the_same_bytes(tmp_path: FilePath) -> None:
+    (tmp_path / "other").mkdir()
+    code = "import sys, pathlib, test_export_executorch as t; print(*t.digests(pathlib.Path(sys.argv[1])), sep='\\n')"
+    paths = os.pathsep.join([str(FilePath(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "other")],
+        env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "17"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[-2:] == digests(tmp_path)
