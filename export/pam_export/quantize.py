@@ -26,6 +26,8 @@ PROBES = 3
 """Calibration images on which the loss is simulated."""
 LIMIT = 0.001
 """Mean difference of alpha over the unknown pixels that the simulated quantisation may cause: a quarter of a level of 8 bits."""
+NEGLIGIBLE = 10
+"""A convolution that alone causes less than one in so many parts of the limit is not worth keeping in float32."""
 LEVELS = 255
 HEAD = "head"
 
@@ -90,7 +92,7 @@ def sensitive(module: nn.Module, calibration: Sequence[Pair], limit: float = LIM
         alone = {name: simulation.loss([name]) for name in members[group]}
         losses |= alone
         for name in sorted(alone, key=alone.__getitem__, reverse=True):
-            if loss > limit:
+            if loss > limit and alone[name] > limit / NEGLIGIBLE:
                 floats.append(name)
                 rest.remove(name)
                 loss = simulation.loss(rest)
