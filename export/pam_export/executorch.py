@@ -121,7 +121,8 @@ def load(path: FilePath) -> Runner:
     load_method = cache(program.load_method)
 
     def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
-        outputs = load_method(request.method).execute((image / 255, trimap / 255))
+        # The runtime reads memory as it lies: an image with channels-last strides would be taken for another.
+        outputs = load_method(request.method).execute(((image / 255).contiguous(), (trimap / 255).contiguous()))
         return Answer(outputs[0].clone())
 
     return run

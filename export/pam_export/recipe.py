@@ -9,7 +9,16 @@ from functools import partial
 
 from pam_mobile.errors import SetupError, UsageError
 
-from . import aot, coreml, coreml_adaptive, executorch, executorch_adaptive, onnx, torchscript
+from . import (
+    aot,
+    coreml,
+    coreml_adaptive,
+    executorch,
+    executorch_adaptive,
+    executorch_cond,
+    onnx,
+    torchscript,
+)
 from .artifact import Build, Facts, Load
 from .parity import Gate
 
@@ -122,6 +131,16 @@ ROWS = (
         build=executorch_adaptive.build,
         load=executorch_adaptive.load,
         selection=executorch_adaptive.WAYS,
+    ),
+    _executorch(
+        target="executorch-cond",
+        form=ADAPTIVE,
+        precision="fp32",
+        suffix="cond.pte",
+        gate=EXACT,
+        build=executorch_cond.build,
+        load=executorch_cond.load,
+        selection=executorch_cond.WAYS,
     ),
     _coreml(form=SINGLE, precision="fp16", gate=HALF, build=coreml.build),
     _coreml(form=SINGLE, precision="int8", gate=COMPRESSED, build=coreml.build_linear8),

@@ -14,6 +14,9 @@ from .common import Result, split, verb
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
 
+TARGETS = "executorch, executorch-cond, coreml, torchscript, onnx, executorch-coreml, executorch-vulkan"
+PRECISIONS = "fp32, fp16, int8, palette6"
+
 
 @verb
 def export(
@@ -21,9 +24,9 @@ def export(
     model: Annotated[str, typer.Option(help="A shipped model, a run folder or a checkpoint.")],
     out: Annotated[Path, typer.Option(help="The export folder; an older export there is replaced as a whole.")],
     budgets: Annotated[str, typer.Option(help="Budgets at the export's size.")] = "80%,90%,100%",
-    to: Annotated[str, typer.Option(help="Targets: executorch, coreml.")] = "executorch,coreml",
+    to: Annotated[str, typer.Option(help=f"Targets: {TARGETS}.")] = "executorch,coreml",
     precision: Annotated[
-        str, typer.Option(help="Precisions; each target makes those it has. Its first if none is given.")
+        str, typer.Option(help=f"Of {PRECISIONS}; each target makes those it has, its first if none is given.")
     ] = "",
     sizes: Annotated[str, typer.Option(help="Square input sizes, multiples of 32.")] = "512",
     single: Annotated[bool, typer.Option(help="One file per budget and size.")] = True,
