@@ -35,6 +35,7 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
     with quiet("converting to Core ML"), torch.no_grad():
         convert(adaptive, part, choosing_in_float32()).save(str(path))
         coreml.describe(path, {**info, **adaptive.costs.info(WAYS)})
+        coreml.settle(path)
         operations = list(_operations(mil.load(path).functions[mil.MAIN]))
     types = Counter(mil.type_name(op.outputs[0]) for op in operations)
     return {
