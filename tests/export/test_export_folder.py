@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from export_samples import CHOICES, MLPACKAGE, MODEL, PTE, SIZE, alphas_of, single
 
 from pam_export import BudgetPath, executorch, export_folder, manifest
-from pam_export.artifact import Part
+from pam_export.artifact import Part, Request
 from pam_export.build import DONE
 from pam_export.child import Job, Outcome
 from pam_export.parity import Case, cases, compare, reference
@@ -261,6 +262,38 @@ def flip_first(path: FilePath) -> None:
     data = bytearray(path.read_bytes())
     data[0] ^= 1
     path.write_bytes(data)
+
+
+def test_shared_and_adaptive_artifacts_are_planned_once_for_all_budgets(supernet: Supernet) -> None:
+    rows = [RECIPES[f"executorch/{form}/fp32"] for form in ("shared", "adaptive")]
+    shared, *adaptive = plan(supernet.preset, CHOICES[:2], rows, [64, 96], 3, learned=True)
+    assert shared.name == "pam-mini-v3_shared_64x64-96x96_fp32.pte"
+    assert [m.name for m in shared.methods] == ["b100_64x64", "b097_64x64", "b100_96x96", "b097_96x96"]
+    assert [m.request for m in shared.methods] == [Request(m.name) for m in shared.methods]
+    assert [p.name for p in adaptive] == [f"pam-mini-v3_adaptive_{size}_fp32.pte" for size in ("64x64", "96x96")]
+    table = CostTable.of(supernet.preset, SIZE, SIZE)
+    limits = [choice.budget.macs(table) for choice in CHOICES[:2]]
+    asked = [Request(way, limit) for way in ("planned", "stepwise") for limit in limits]
+    assert [m.request for m in adaptive[0].methods] == asked
+    info = key_facts(adaptive[0], supernet.preset, MODEL)
+    assert info["deltas"] == table.deltas
+    assert info["smallest"] == table.smallest
+
+
+def test_an_adaptive_artifact_needs_a_network_that_has_learned_and_a_budget_for_its_heads(supernet: Supernet) -> None:
+    rows, table = [RECIPES["executorch/adaptive/fp32"]], CostTable.of(supernet.preset, SIZE, SIZE)
+    with pytest.raises(UsageError, match="has not learned to choose"):
+        plan(supernet.preset, CHOICES, rows, [SIZE], 3, learned=False)
+    heads = min(table.planning, table.selection)
+    for spare, ways in ((0, 0), (max(table.planning, table.selection), 2), (heads, 1)):
+        macs = table.smallest + spare
+        choice = BudgetPath(Budget(Fraction(macs), False), BYPASS.path)
+        if ways:
+            (planned,) = plan(supernet.preset, [choice], rows, [SIZE], 3, learned=True)
+            assert len(planned.methods) == ways
+        else:
+            with pytest.raises(BudgetError):
+                plan(supernet.preset, [choice], rows, [SIZE], 3, learned=True)
 
 
 def test_two_exports_to_one_folder_are_refused(supernet: Supernet, tmp_path: FilePath) -> None:
