@@ -47,6 +47,15 @@ def exported(supernet: Supernet, tmp_path_factory: pytest.TempPathFactory) -> Fi
     return out
 
 
+@pytest.fixture(scope="session")
+def exported_others(supernet: Supernet, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
+    """One path as .pt and .onnx."""
+    out = tmp_path_factory.mktemp("export") / "others"
+    with one_thread():
+        export_folder(supernet, CHOICES[2:], targets=["torchscript", "onnx"], sizes=[SIZE], out=out, model=MODEL)
+    return out
+
+
 @pytest.fixture
 def copied(exported: FilePath, tmp_path: FilePath) -> Callable[[], FilePath]:
     def copy() -> FilePath:

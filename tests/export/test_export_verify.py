@@ -38,6 +38,12 @@ def flip(path: FilePath) -> None:
     path.write_bytes(data)
 
 
+def test_the_other_formats_pass_too(exported_others: FilePath) -> None:
+    checks = verify_folder(exported_others)
+    assert [check.file.rsplit(".", 1)[1] for check in checks] == ["pt", "onnx"]
+    assert all(check.passed and check.max_abs < 1e-4 for check in checks)
+
+
 def test_a_good_folder_passes(exported: FilePath) -> None:
     checks = verify_folder(exported)
     assert [check.file for check in checks] == [a["name"] for a in manifest.read(exported)["artifacts"]]
@@ -56,11 +62,12 @@ def test_a_flipped_bit_is_found_before_anything_is_parsed(name: str, copied: Cal
 
 
 @pytest.mark.usefixtures("no_execution")
-@pytest.mark.parametrize("suffix", [".pte", ".mlpackage", "manifest.json", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pte", ".mlpackage", ".pt", ".onnx", "manifest.json", ".safetensors"])
 def test_five_hundred_flips_and_truncations_are_refused_and_nothing_is_parsed(
-    suffix: str, copied: Callable[[], FilePath]
+    suffix: str, exported: FilePath, exported_others: FilePath, tmp_path: FilePath
 ) -> None:
-    folder, rng = copied(), np.random.default_rng(5)
+    whole_folder = exported_others if suffix in (".pt", ".onnx") else exported
+    folder, rng = FilePath(shutil.copytree(whole_folder, tmp_path / "copy")), np.random.default_rng(5)
     files = [
         file for path in sorted(folder.iterdir()) if path.name.endswith(suffix) for file in manifest.files_under(path)
     ]
