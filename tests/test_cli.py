@@ -401,3 +401,16 @@ def test_how_a_run_on_several_machines_goes_on(monkeypatch: pytest.MonkeyPatch) 
     assert _continuation() == "continue: torchrun --nproc-per-node 2 -m pam_mobile train --out 'a b' --resume"
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert "on every machine again, with --resume" in _continuation()
+
+
+def test_an_interrupted_export_says_how_it_goes_on(pam: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pam_mobile.commands.export.export_checkpoint", interrupted)
+    answer = pam("export", "--model", "tiny-v0", "--out", tmp_path / "a b")
+    assert answer.code == 130
+    assert answer.err.splitlines() == [
+        "error: interrupted; nothing was published, what is complete is kept",
+        f"  continue: pam-mobile export --model tiny-v0 --out '{tmp_path}/a b'",
+    ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import InterruptedRunError, UsageError
 from ..reporter import Reporter
-from .common import Result, split, verb
+from .common import Result, Terminated, split, verb
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -41,9 +43,13 @@ def export(
     sides = _sizes(sizes)
     forms = [name for name, wanted in (("single", single), ("shared", shared), ("adaptive", adaptive)) if wanted]
     found = checkpoint.load(checkpoint.find(model))
-    manifest = export_checkpoint(
-        found, split(budgets), split(to), sides, out, reporter, forms=forms, precisions=split(precision)
-    )
+    options = {"forms": forms, "precisions": split(precision)}
+    try:
+        manifest = export_checkpoint(found, split(budgets), split(to), sides, out, reporter, **options)
+    except (KeyboardInterrupt, Terminated) as end:
+        code = 130 if isinstance(end, KeyboardInterrupt) else 143
+        hint = f"continue: {shlex.join(['pam-mobile', *sys.argv[1:]])}"
+        raise InterruptedRunError("interrupted; nothing was published, what is complete is kept", hint, code) from end
     text = f"{summary(manifest)}\n\n{out}/manifest.json says all about them; check them again: pam-mobile verify {out}"
     return Result(manifest, text)
 
