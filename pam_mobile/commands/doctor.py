@@ -15,7 +15,7 @@ TESTED = {"torch": "2.13", "executorch": "1.4", "coremltools": "9.0", "numpy": "
 EXTRAS = {
     "train": ("matplotlib",),
     "baselines": ("pymatting",),
-    "export": ("executorch", "coremltools"),
+    "export": ("executorch", "coremltools", "onnx", "onnxscript", "onnxruntime"),
     "demo": ("scikit-image",),
     "kernels": ("triton",),
 }

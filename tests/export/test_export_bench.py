@@ -278,6 +278,8 @@ def test_an_interrupt_leaves_no_child_behind(exported: FilePath) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     call = [sys.executable, "-m", "pam_mobile.cli", "bench", str(exported), "--runs", "100000"]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # What a shell starts in the background ignores SIGINT, and children inherit that.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(call, env=environment, start_new_session=True, **pipes) as process:
         assert process.stderr is not None
         assert any("time, in turns" in said for said in process.stderr)
