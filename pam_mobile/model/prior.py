@@ -1,9 +1,9 @@
 """The local-Gaussian colour prior: a matte from colour statistics alone, without learning.
 
-Foreground and background colours near a pixel are modelled as Gaussians whose moments are filled in from the known pixels by
-a push-pull pyramid; alpha is the projection on the line between their means (linear discriminant analysis). Pixels that come
-out confident join the known ones, and the estimate is repeated. The linear model is smooth, so it is found at reduced
-resolution and applied at full resolution, as the fast guided filter does.
+Foreground and background colours near a cell of a few pixels are modelled as Gaussians whose moments are filled in from the known
+cells by a push-pull pyramid; alpha is the projection on the line between their means (linear discriminant analysis). Cells that
+come out confident join the known ones, and the line is found again. A line is smooth, so only its application happens at full
+resolution, as in the fast guided filter.
 
 Written for exporters: fixed-weight pointwise convolutions, average pooling, bilinear upsampling and arithmetic only. Single
 channels are never sliced; small fixed matrices pick them.
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .presets import PRIOR_STRIDE
 
+GAIN = 4.0
+"""Colours are centred and scaled by it before moments are taken."""
 EPS_WEIGHT = 1e-4
 EPS_COVARIANCE = 0.004
 EPS_DISTANCE = 0.1
@@ -33,7 +35,7 @@ def _pick(rows: tuple[int, ...], channels: int) -> Tensor:
 
 
 class ColourPrior(nn.Module):
-    """alpha of pass 1, alpha of pass 2, and how well the two colour models separate.
+    """alpha of pass 1 (of the cells, upsampled), alpha of pass 2, and how well the two colour models separate.
 
     image: (N, 3, H, W) sRGB in [0, 1]; fg, bg: (N, 1, H, W) 1 where the trimap is known foreground / background; H and W
     multiples of the stride. Returns (N, 3, H, W) in [0, 1]. Computes in float32 whatever autocast says: the 3x3 inverse needs it.
@@ -79,31 +81,36 @@ class ColourPrior(nn.Module):
         return self._estimate(image, fg, bg)
 
     def _estimate(self, image: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
-        x = (image - 0.5) * 4
         unknown = 1 - fg - bg
+        cells, known_fg, known_bg = (pool(x, self.stride) for x in (image, fg, bg))
+        x = cells * GAIN - GAIN / 2
         moments = torch.cat([x, self._square(x)], 1)
-        first, separable = self._project(x, moments, fg, bg)
-        first = first * unknown + fg
-        trust = separable * unknown * 0.5
-        fg_grown = fg + trust * ((first - CONFIDENT) / (1 - CONFIDENT)).clamp(0.0, 1.0)
-        bg_grown = bg + trust * ((1 - CONFIDENT - first) / (1 - CONFIDENT)).clamp(0.0, 1.0)
-        second, separable = self._project(x, moments, fg_grown, bg_grown)
-        return torch.cat([first, second * unknown + fg, separable], 1)
-
-    def _project(self, x: Tensor, moments: Tensor, w_fg: Tensor, w_bg: Tensor) -> tuple[Tensor, Tensor]:
-        """Alpha and separability (N, 1, H, W) each, from moments (N, 9, H, W) and weights (N, 1, H, W)."""
-        coarse = self._colour_line(moments, w_fg, w_bg)
+        line, separable = self._colour_line(moments, known_fg, known_bg)
+        first = self._project(cells, line)
+        trust = separable * (1 - known_fg - known_bg) * 0.5
+        known_fg = known_fg + trust * ((first - CONFIDENT) / (1 - CONFIDENT)).clamp(0.0, 1.0)
+        known_bg = known_bg + trust * ((1 - CONFIDENT - first) / (1 - CONFIDENT)).clamp(0.0, 1.0)
+        line, separable = self._colour_line(moments, known_fg, known_bg)
+        fine = torch.cat([line, first, separable], 1)
         if self.stride > 1:
-            coarse = F.interpolate(coarse, scale_factor=float(self.stride), mode="bilinear")
-        direction, offset, distance = coarse[:, 0:3], coarse[:, 3:4], coarse[:, 4:5]
-        alpha = (F.conv2d(x * direction, self.total) - offset) / (distance + EPS_DISTANCE)
-        return alpha.clamp(0.0, 1.0), distance / (distance + 4)
+            fine = F.interpolate(fine, scale_factor=float(self.stride), mode="bilinear")
+        second = self._project(image, fine[:, 0:4])
+        return torch.cat([fine[:, 4:5] * unknown + fg, second * unknown + fg, fine[:, 5:6]], 1)
 
-    def _colour_line(self, moments: Tensor, w_fg: Tensor, w_bg: Tensor) -> Tensor:
-        """(N, 5, H / stride, W / stride): v = S^-1 (m_f - m_b), m_b . v, and the squared distance (m_f - m_b) . v."""
+    def _project(self, image: Tensor, line: Tensor) -> Tensor:
+        """Alpha (N, 1, H, W): where the colours (N, 3, H, W) lie on the line (N, 4, H, W) between background and foreground."""
+        return (F.conv2d(image * line[:, 0:3], self.total) - line[:, 3:4]).clamp(0.0, 1.0)
+
+    def _colour_line(self, moments: Tensor, w_fg: Tensor, w_bg: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope and intercept of alpha as a function of colour (N, 4, h, w), and separability (N, 1, h, w).
+
+        moments: (N, 9, h, w); weights: (N, 1, h, w). With v = S^-1 (m_f - m_b): alpha = (x - m_b) . v / (m_f - m_b) . v.
+        """
         n = moments.shape[0]
         # Both models in one pass, stacked as a batch: half as many operations to launch and to export.
-        mean, cov = self._gaussian(torch.cat([moments * w_fg, moments * w_bg]), torch.cat([w_fg, w_bg]))
+        weight = torch.cat([w_fg, w_bg])
+        weight = weight * saturate(weight)
+        mean, cov = self._gaussian(torch.cat([moments * weight[:n], moments * weight[n:]]), weight)
         mean_fg, mean_bg = mean[:n], mean[n:]
         cov = (cov[:n] + cov[n:]) * 0.5
         cov = torch.cat([cov[:, 0:3].clamp(min=0.0) + EPS_COVARIANCE, cov[:, 3:6]], 1)
@@ -113,15 +120,14 @@ class ColourPrior(nn.Module):
         det = F.conv2d(cov * cofactors, self.first_row).clamp(min=EPS_COVARIANCE**3)
         gap = mean_fg - mean_bg
         direction = F.conv2d(F.conv2d(cofactors, self.adjugate) * F.conv2d(gap, self.tile), self.row_sum) / det
-        return torch.cat(
-            [direction, F.conv2d(mean_bg * direction, self.total), F.conv2d(gap * direction, self.total)], 1
-        )
+        distance = F.conv2d(gap * direction, self.total)
+        slope = direction * GAIN / (distance + EPS_DISTANCE)
+        origin = mean_bg / GAIN + 0.5
+        return torch.cat([slope, F.conv2d(origin * slope, self.total)], 1), distance / (distance + 4)
 
     def _gaussian(self, weighted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (N, 3, h, w) and packed covariance (N, 6, h, w), defined everywhere, of moments times weight (N, 9, H, W)."""
-        w = pool(weight, self.stride)
-        scale = saturate(w)
-        filled = push_pull(pool(weighted, self.stride) * scale, w * scale)
+        """Mean (N, 3, h, w) and packed covariance (N, 6, h, w), defined everywhere, of moments times weight (N, 9, h, w)."""
+        filled = push_pull(weighted, weight)
         mean = filled[:, 0:3]
         return mean, filled[:, 3:9] - self._square(mean)
 

@@ -61,44 +61,52 @@ def _filled(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return at(values, weight, 1)
 
 
-def _gaussian(x: np.ndarray, weight: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (h, w, 3) and covariance (h, w, 3, 3) near every cell."""
+def _gaussian(x: np.ndarray, cover: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (h, w, 3) and covariance (h, w, 3, 3) near every cell, of cells x (h, w, 3) that count as far as they are covered."""
     moments = np.concatenate([x, np.einsum("hwi,hwj->hwij", x, x).reshape(*x.shape[:2], 9)], 2)
-    values, cover = _averaged(moments * weight, stride), _averaged(weight, stride)
-    enough = np.minimum(2 * cover, 1) / (cover + 1e-6)
-    filled = _filled(values * enough, cover * enough)
+    weight = cover * np.minimum(2 * cover, 1) / (cover + 1e-6)
+    filled = _filled(moments * weight, weight)
     mean, second = filled[..., :3], filled[..., 3:].reshape(*filled.shape[:2], 3, 3)
     return mean, second - np.einsum("hwi,hwj->hwij", mean, mean)
 
 
-def _projected(x: np.ndarray, fg: np.ndarray, bg: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    mean_fg, cov_fg = _gaussian(x, fg, stride)
-    mean_bg, cov_bg = _gaussian(x, bg, stride)
-    lines = np.empty((*mean_fg.shape[:2], 5))
-    for i, j in np.ndindex(*mean_fg.shape[:2]):
+def _lines(x: np.ndarray, fg: np.ndarray, bg: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """alpha = colour . slope - intercept, the colour in [0, 1], and separability, for every cell."""
+    mean_fg, cov_fg = _gaussian(x, fg)
+    mean_bg, cov_bg = _gaussian(x, bg)
+    slope, intercept, separable = np.empty_like(x), np.empty_like(fg), np.empty_like(fg)
+    for i, j in np.ndindex(*x.shape[:2]):
         cov = (cov_fg[i, j] + cov_bg[i, j]) / 2
         for k in range(3):
             cov[k, k] = max(cov[k, k], 0) + EPS_COVARIANCE
         gap = mean_fg[i, j] - mean_bg[i, j]
         direction = np.linalg.inv(cov) @ gap
-        lines[i, j] = [*direction, mean_bg[i, j] @ direction, gap @ direction]
-    lines = _enlarged(lines, stride)
-    distance = lines[..., 4:]
-    alpha = ((x * lines[..., :3]).sum(2, keepdims=True) - lines[..., 3:4]) / (distance + EPS_DISTANCE)
-    return np.clip(alpha, 0, 1), distance / (distance + 4)
+        distance = gap @ direction
+        # The colours of the moments are 4 times those of the image, from -2 to 2.
+        slope[i, j] = 4 * direction / (distance + EPS_DISTANCE)
+        intercept[i, j] = (mean_bg[i, j] + 2) @ direction / (distance + EPS_DISTANCE)
+        separable[i, j] = distance / (distance + 4)
+    return slope, intercept, separable
+
+
+def _on(colours: np.ndarray, slope: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    return np.clip((colours * slope).sum(2, keepdims=True) - intercept, 0, 1)
 
 
 def _literal(image: Tensor, fg: Tensor, bg: Tensor, stride: int = 2) -> np.ndarray:
     """(3, H, W) of image (3, H, W) and masks (1, H, W)."""
     colours, f, b = (t.double().numpy().transpose(1, 2, 0) for t in (image, fg, bg))
-    x, unknown = (colours - 0.5) * 4, 1 - f - b
-    first, separable = _projected(x, f, b, stride)
-    first = first * unknown + f
-    trust = separable * unknown * 0.5
-    more_fg = f + trust * np.clip((first - CONFIDENT) / (1 - CONFIDENT), 0, 1)
-    more_bg = b + trust * np.clip((1 - CONFIDENT - first) / (1 - CONFIDENT), 0, 1)
-    second, separable = _projected(x, more_fg, more_bg, stride)
-    return np.concatenate([first, second * unknown + f, separable], 2).transpose(2, 0, 1)
+    unknown = 1 - f - b
+    cells, some_f, some_b = (_averaged(plane, stride) for plane in (colours, f, b))
+    x = 4 * cells - 2
+    slope, intercept, separable = _lines(x, some_f, some_b)
+    first = _on(cells, slope, intercept)
+    trust = separable * (1 - some_f - some_b) * 0.5
+    more_f = some_f + trust * np.clip((first - CONFIDENT) / (1 - CONFIDENT), 0, 1)
+    more_b = some_b + trust * np.clip((1 - CONFIDENT - first) / (1 - CONFIDENT), 0, 1)
+    slope, intercept, separable = (_enlarged(plane, stride) for plane in _lines(x, more_f, more_b))
+    first, second = _enlarged(first, stride), _on(colours, slope, intercept)
+    return np.concatenate([first * unknown + f, second * unknown + f, separable], 2).transpose(2, 0, 1)
 
 
 # Inputs
@@ -160,11 +168,13 @@ def test_each_image_of_a_batch_is_on_its_own() -> None:
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
 
 
-def test_with_constant_colours_the_first_alpha_is_exact() -> None:
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_with_constant_colours_the_first_alpha_is_that_of_the_cells(stride: int) -> None:
     image, fg, bg, alpha = _edge(colour_noise=0.0)
-    first, second, separable = ColourPrior()(image, fg, bg)[0]
+    first, second, separable = ColourPrior(stride)(image, fg, bg)[0]
+    cells = torch.from_numpy(_enlarged(_averaged(alpha[0].permute(1, 2, 0).numpy(), stride), stride))[..., 0]
     unknown = (1 - fg - bg)[0, 0] == 1
-    assert (first - alpha[0, 0]).abs()[unknown].max() < 1e-3
+    assert (first - cells).abs()[unknown].max() < 1e-3
     assert (second - alpha[0, 0]).abs()[unknown].mean() < 0.02
     assert separable.min() > 0.95
 
