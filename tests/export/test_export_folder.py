@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path as FilePath
@@ -19,11 +19,11 @@ from pam_export import BudgetPath, executorch, export_folder, manifest
 from pam_export.artifact import Part, Request
 from pam_export.build import DONE
 from pam_export.child import Job, Outcome
-from pam_export.parity import Case, cases, compare, reference
+from pam_export.parity import Case, Gate, cases, compare, reference
 from pam_export.plan import key_facts, plan
 from pam_export.publish import check_destination, staging
 from pam_export.quiet import quiet
-from pam_export.recipe import RECIPES, missing, recipe, select
+from pam_export.recipe import RECIPES, Recipe, missing, recipe, select
 from pam_export.wrapper import network_of, wrap
 from pam_mobile.budget import Budget
 from pam_mobile.cost import CostTable
@@ -47,8 +47,13 @@ def export(supernet: Supernet, out: FilePath, **changes: Any) -> dict[str, Any]:
     return export_folder(supernet, choices, out=out, **options)
 
 
+def swap(monkeypatch: pytest.MonkeyPatch, table: Mapping[str, Recipe]) -> None:
+    """Put another table in place of the recipes."""
+    monkeypatch.setattr("pam_export.recipe.RECIPES", table)
+
+
 def plant(monkeypatch: pytest.MonkeyPatch, build: Callable[..., dict[str, Any]]) -> None:
-    monkeypatch.setitem(RECIPES, PTE, replace(RECIPES[PTE], build=build))
+    swap(monkeypatch, {**RECIPES, PTE: replace(RECIPES[PTE], build=build)})
 
 
 def run_here(jobs: list[Job], advance: Callable[[], None]) -> list[Outcome]:
@@ -311,10 +316,14 @@ def test_each_target_makes_the_precisions_that_it_has() -> None:
 
 
 def test_what_no_recipe_makes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RECIPES, "executorch/shared/fp32", replace(RECIPES[PTE], form="shared"))
-    monkeypatch.delitem(RECIPES, "coreml/shared/fp16", raising=False)
+    swap(monkeypatch, {key: row for key, row in RECIPES.items() if key != "coreml/shared/fp16"})
     assert missing(["executorch", "coreml"], ["single", "shared"], []) == ["coreml shared fp16"]
     assert missing(["executorch"], ["single", "shared"], ["fp32"]) == []
+
+
+def test_no_one_can_change_the_table_of_recipes() -> None:
+    with pytest.raises(TypeError):
+        RECIPES[PTE] = replace(RECIPES[PTE], gate=Gate(None, 1))  # type: ignore[index]
 
 
 def test_a_failing_tool_is_quoted(supernet: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
