@@ -29,11 +29,10 @@ from . import manifest
 from .device import LABEL, OUTSIDE, PHONES, estimate
 from .parity import Gate, Parity
 from .quiet import last_lines
-from .recipe import ADAPTIVE, SINGLE, recipe
+from .recipe import ADAPTIVE, NOT_EXECUTED, SINGLE, recipe
 from .verify import check_files
 
 WARM_UP = 3
-NOT_EXECUTED = "converted, not executed"
 COUNTS = FilePath(__file__).resolve().parents[1] / "results" / "arm64.csv"
 """What export/arm64/run.py wrote; in a checkout only."""
 
@@ -55,8 +54,7 @@ class Subject:
     @property
     def executed(self) -> bool:
         """Whether it really runs here: an interpreter's time says nothing."""
-        row = recipe(self.key)
-        return row.load is not None and not row.how.startswith(NOT_EXECUTED)
+        return recipe(self.key).executed
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ def recipes() -> str:
             row.form,
             f".{row.suffix}",
             "8-bit images" if row.images else "float tensors",
-            _gate(row.gate) if row.load else "-",
+            _gate(row.gate) if row.compared else "-",
             row.how,
         )
         for row in RECIPES.values()

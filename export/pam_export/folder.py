@@ -80,7 +80,8 @@ def _entry(proof: Proof, folder: FilePath) -> dict[str, Any]:
         "files": manifest.file_entries(folder, folder / p.name),
         "parity": {
             "how": row.how,
-            "executed": parity is not None,
+            "executed": row.executed,
+            "compared": row.compared,
             "reference": f"PyTorch {torch.__version__} float32 CPU",
             "cases": len(cases(p.sizes[0])),
             "max_abs": parity and parity.max_abs,

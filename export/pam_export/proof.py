@@ -33,7 +33,7 @@ REMEDY = "nothing was published"
 class Proof:
     """What was found out about an artifact.
 
-    parity: None if it cannot be executed here; sad_change: of compressed artifacts, the relative change of the SAD on held-out
+    parity: None if nothing here can tell what it computes; sad_change: of compressed artifacts, the relative change of the SAD on held-out
     composites, the worst of its methods; golden: what PyTorch answers to the golden input, and params: parameters of the
     network, per method.
     """
@@ -88,7 +88,7 @@ def prove(built: Sequence[Built], folder: FilePath, supernet: Supernet, reporter
 
 def _questions(p: Plan) -> list[Question]:
     """The parity cases for every method, then the composites for those that are judged by their SAD."""
-    if p.recipe.load is None:
+    if not p.recipe.compared:
         return []
     stacked = {size: _stack(cases(size)) for size in p.sizes}
     questions = [Question(method.request, *stacked[method.size]) for method in p.methods]
@@ -109,7 +109,7 @@ def _judge(item: Built, outcome: Outcome, reference: Reference, reporter: Report
     expected = [reference.answers(method, "parity", cases(method.size)) for method in p.methods]
     golden = tuple(answers[0] for answers in expected)
     params = tuple(reference.params(method) for method in p.methods)
-    if p.recipe.load is None:
+    if not p.recipe.compared:
         reporter.say(f"{name}: {p.recipe.how}")
         return Proof(item, None, None, golden, params)
     parities = []

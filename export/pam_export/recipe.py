@@ -44,11 +44,13 @@ class Recipe:
     images: bool
     """Whether inputs are 8-bit images, or float tensors."""
     gate: Gate
+    executed: bool
+    """Whether its own runtime runs it here; else it is interpreted at best."""
     how: str
     """How its numbers are checked here, for the manifest."""
     build: Build
     load: Load | None
-    """None: it is converted here and cannot be executed."""
+    """None: nothing here can tell what it computes."""
     facts: Facts
     selection: tuple[str, ...] = ()
     """The ways in which an adaptive artifact can choose its path."""
@@ -58,6 +60,11 @@ class Recipe:
     @property
     def key(self) -> str:
         return f"{self.target}/{self.form}/{self.precision}"
+
+    @property
+    def compared(self) -> bool:
+        """Whether its numbers are compared with PyTorch: it is executed, or interpreted."""
+        return self.load is not None
 
     def require(self) -> None:
         """Raise SetupError with the pip line if the package is not installed."""
@@ -69,10 +76,9 @@ class Recipe:
 
 
 EXECUTED = "executed in the ExecuTorch runtime"
-INTERPRETED = (
-    "converted, not executed: the saved MIL program was interpreted with torch, each result rounded to its type"
-)
-LOWERED = "converted, not executed: this platform has no such delegate"
+NOT_EXECUTED = "converted, not executed"
+INTERPRETED = f"{NOT_EXECUTED}: the saved MIL program was interpreted with torch, each result rounded to its type"
+LOWERED = f"{NOT_EXECUTED}: this platform has no such delegate"
 
 # Gates by measurement on the trained tiny-v0: docs/export.md has the figures.
 EXACT, HALF, COMPRESSED = Gate(1e-4, 1e-5), Gate(2e-3, 1e-3), Gate(None, 2e-2, sad=0.03)
@@ -85,17 +91,19 @@ _executorch = partial(
     package="executorch",
     suffix="pte",
     images=False,
+    executed=True,
     how=EXECUTED,
     load=executorch.load,
     facts=executorch.facts,
 )
-_ahead = partial(_executorch, form=SINGLE, precision="fp32", gate=EXACT, how=LOWERED, load=None)
+_ahead = partial(_executorch, form=SINGLE, precision="fp32", gate=EXACT, executed=False, how=LOWERED, load=None)
 _coreml = partial(
     Recipe,
     target="coreml",
     package="coremltools",
     suffix="mlpackage",
     images=True,
+    executed=False,
     how=INTERPRETED,
     load=coreml.load,
     facts=coreml.facts,
@@ -108,6 +116,7 @@ _torchscript = partial(
     suffix="pt",
     images=False,
     gate=EXACT,
+    executed=True,
     how="executed by TorchScript",
     facts=torchscript.facts,
 )
@@ -118,6 +127,7 @@ _onnx = partial(
     package="onnxruntime",
     suffix="onnx",
     images=False,
+    executed=True,
     how="executed in ONNX Runtime on the CPU",
     load=onnx.load,
     facts=onnx.facts,

@@ -24,7 +24,7 @@ from .recipe import recipe
 
 @dataclass(frozen=True)
 class Check:
-    """What was found out about one artifact; max_abs is infinite if it did not run, 0 if it cannot be executed here."""
+    """What was found out about one artifact; max_abs is infinite if it did not run, 0 if nothing here can tell what it computes."""
 
     file: str
     passed: bool
@@ -78,11 +78,11 @@ def _run(folder: FilePath, artifacts: Sequence[Mapping[str, Any]]) -> list[Check
     jobs, expected = [], []
     for artifact in artifacts:
         tensors = [golden(method["golden"]["file"]) for method in artifact["methods"]]
-        executed = recipe(_key(artifact)).load is not None
+        compared = recipe(_key(artifact)).compared
         asked = [
             Question(Request(m["name"], 0 if m["path"] else m["budget"]["limit_macs"]), t["image"], t["trimap"])
             for m, t in zip(artifact["methods"], tensors, strict=True)
-            if executed
+            if compared
         ]
         jobs.append(Job(_key(artifact), folder / artifact["name"], asked))
         expected.append([t[m["golden"]["alpha"]] for m, t in zip(artifact["methods"], tensors, strict=True)])

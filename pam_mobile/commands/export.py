@@ -110,7 +110,7 @@ def summary(manifest: dict[str, Any]) -> str:
                 artifact["name"],
                 "-".join(f"{value:.3f}" for value in dict.fromkeys((macs[0], macs[-1]))),
                 f"{size / 1e6:.2f} MB",
-                f"{parity['max_abs']:.1e}" if parity["executed"] else "-",
+                f"{parity['max_abs']:.1e}" if parity["compared"] else "-",
                 sad,
                 parity["how"],
             )

@@ -55,7 +55,8 @@ def colour_jitter(x: Tensor, strength: float, rng: Generator) -> Tensor:
     shift = (uniform((n, 1, 1, 1), -0.15, 0.15, rng) * strength).to(x)
     gamma = torch.exp(uniform((n, 1, 1, 1), -0.4, 0.4, rng) * strength).to(x)
     y = torch.einsum("nij,njhw->nihw", matrix, x)
-    return ((y - 0.5) * gain + 0.5 + shift).clamp(1e-4, 1) ** gamma
+    y = ((y - 0.5) * gain + 0.5 + shift).clamp(1e-4, 1)
+    return y.log().mul(gamma).exp()  # half the time of a power on the CPU
 
 
 def _hue_matrix(angle: Tensor, saturation: Tensor) -> Tensor:
@@ -88,8 +89,9 @@ def gaussian_blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 def degrade(image: Tensor, rng: Generator) -> Tensor:
     """What a phone camera adds, on half of the images: blur, noise, rounding to 8 bits.  image: (N, 3, H, W) in [0, 1]."""
     n = image.shape[0]
-    on = (torch.rand(n, generator=rng) < 0.5).float()
+    on = torch.rand(n, generator=rng) < 0.5
     image = gaussian_blur(image, uniform((n,), 0, 1.0, rng) * on, 3)
-    sigma = uniform((n, 1, 1, 1), 0, 0.03, rng) * on[:, None, None, None]
-    noise = torch.randn(image.shape, generator=rng).to(image)
-    return ((image + noise * sigma.to(image)).clamp(0, 1) * 255).round() / 255
+    sigma = uniform((n, 1, 1, 1), 0, 0.03, rng)[on].to(image)
+    noise = torch.randn((len(sigma), *image.shape[1:]), generator=rng).to(image)
+    image = image.index_add(0, on.nonzero()[:, 0].to(image.device), noise * sigma)
+    return (image.clamp(0, 1) * 255).round() / 255

@@ -80,10 +80,7 @@ class Composer:
         layer = self._crops(bank, tries[:, 0], crop, rng)
         two = (tries[:, 1] >= 0).nonzero()[:, 0]
         if len(two):
-            where = two.to(layer.alpha.device)
-            front = Layer(*(x[where] for x in layer))
-            both = put_over(front, self._crops(bank, tries[two, 1], crop, rng), self.naive)
-            layer = Layer(*(x.index_copy(0, where, y) for x, y in zip(layer, both, strict=True)))
+            layer = _put_some_over(layer, two, self._crops(bank, tries[two, 1], crop, rng), self.naive)
         trimap = self._trimap(layer.alpha, layer.depth, rng)
         best = self._usable(trimap).reshape(TRIES, len(rows)).argmax(0)
         best = best * len(rows) + torch.arange(len(rows), device=best.device)
@@ -103,9 +100,8 @@ class Composer:
 
     def _compose(self, layer: Layer, bank: Bank, batch: int, rng: Generator) -> Batch:
         """The `batch` most usable of N layers over random backgrounds, some of them over their neighbour first."""
-        two = (torch.rand((len(layer.alpha), 1, 1, 1), generator=rng) < self.second).to(layer.alpha.device)
-        both = put_over(layer, Layer(*(x.roll(1, 0) for x in layer)))
-        layer = Layer(*(torch.where(two, y, x) for x, y in zip(layer, both, strict=True)))
+        two = (torch.rand(len(layer.alpha), generator=rng) < self.second).nonzero()[:, 0]
+        layer = _put_some_over(layer, two, Layer(*(x[two.to(x.device) - 1] for x in layer)))
         trimap = self._trimap(layer.alpha, layer.depth, rng)
         best = self._usable(trimap).argsort(descending=True, stable=True)[:batch]
         index = torch.randint(len(bank.backgrounds), (batch,), generator=rng)
@@ -154,7 +150,8 @@ class Composer:
         distance = (foreground - background).abs().mean(1, keepdim=True)
         contrast = (distance * unknown).sum((1, 2, 3)) / unknown.sum((1, 2, 3)).clamp(min=1)
         easy = (torch.rand(len(contrast), generator=rng) >= self.hard).to(contrast.device)
-        return torch.where(((contrast < self.contrast) & easy)[:, None, None, None], 1 - background, background)
+        like = ((contrast < self.contrast) & easy).nonzero()[:, 0]
+        return background.index_copy(0, like, 1 - background[like])
 
 
 def soft_point(depth: Tensor, rng: Generator) -> Tensor:
@@ -167,6 +164,13 @@ def soft_point(depth: Tensor, rng: Generator) -> Tensor:
     distance = (depth.flatten(1).gather(1, at) - DISTANCE_ZERO).abs()
     best = at.gather(1, distance.argmin(1, keepdim=True))[:, 0]
     return torch.stack([best % size, best // size], 1).float()
+
+
+def _put_some_over(layers: Layer, rows: Tensor, backs: Layer, naive: bool = False) -> Layer:
+    """The layers, those of `rows` (M,) put over `backs` (M layers)."""
+    where = rows.to(layers.alpha.device)
+    both = put_over(Layer(*(x[where] for x in layers)), backs, naive)
+    return Layer(*(x.index_copy(0, where, y) for x, y in zip(layers, both, strict=True)))
 
 
 def put_over(front: Layer, back: Layer, naive: bool = False) -> Layer:

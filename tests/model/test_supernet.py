@@ -81,7 +81,7 @@ def test_the_randomised_network_is_sensitive_to_its_path_image_and_trimap(name: 
     all_run = Path.all_run(len(net.units))
     with torch.no_grad():
         alpha = _seen(trimap, net(image, trimap, path=all_run))
-        assert ((alpha > 0.01) & (alpha < 0.99)).float().mean() > 0.5
+        assert ((alpha > 0.01) & (alpha < 0.99)).float().mean() > 0.3
         assert (alpha - _seen(trimap, net(1 - image, trimap, path=all_run))).abs().max() > 1e-3
         for unit in range(len(net.units)):
             other = _seen(trimap, net(image, trimap, path=all_run.flip(unit)))
