@@ -33,9 +33,9 @@ REMEDY = "nothing was published"
 class Proof:
     """What was found out about an artifact.
 
-    parity: None if nothing here can tell what it computes; sad_change: of compressed artifacts, the relative change of the SAD on held-out
-    composites, the worst of its methods; golden: what PyTorch answers to the golden input, and params: parameters of the
-    network, per method.
+    parity: None if nothing here can tell what it computes; sad_change: of compressed artifacts, the relative change of the SAD
+    on held-out composites, the worst of its methods; golden: what PyTorch answers to the golden input, and params: parameters
+    of the network, per method.
     """
 
     built: Built

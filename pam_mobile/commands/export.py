@@ -37,7 +37,7 @@ def export(
         bool, typer.Option(help="Also one file per size that chooses its path from image and budget.")
     ] = False,
 ) -> Result:
-    """Export artifacts; each is executed and compared with PyTorch before it is published."""
+    """Export artifacts; each that can be run or interpreted here is compared with PyTorch before it is published."""
     from .. import checkpoint
 
     sides = _sizes(sizes)

@@ -14,7 +14,7 @@ from .common import Result, verb
 
 @verb
 def verify(reporter: Reporter, folder: Annotated[Path, typer.Argument(help="An export folder.")]) -> Result:
-    """Check an export folder: every hash, then every artifact executed and compared with its golden output."""
+    """Check an export folder: every hash, then what its artifacts compute against their golden outputs."""
     from pam_export import verify_folder
 
     from ..errors import IntegrityError

@@ -26,6 +26,7 @@ from pam_export.quiet import quiet
 from pam_export.recipe import RECIPES, Recipe, missing, recipe, select
 from pam_export.wrapper import network_of, wrap
 from pam_mobile.budget import Budget
+from pam_mobile.commands.export import summary
 from pam_mobile.cost import CostTable
 from pam_mobile.errors import BudgetError, IntegrityError, PamError, SetupError, UsageError
 from pam_mobile.files import sha256
@@ -103,7 +104,8 @@ def test_manifest_tells_path_cost_budget_and_hashes(exported: FilePath, supernet
         assert artifact["backend"]["leftovers"] == 0
         assert artifact["backend"]["delegated_ops"] == artifact["backend"]["total_ops"] > 50
         assert [entry["name"] for entry in artifact["io"]["64"]] == ["image", "trimap", "alpha"]
-        assert artifact["parity"]["executed"]
+        assert artifact["parity"]["executed"] == (artifact["target"] == "executorch")
+        assert artifact["parity"]["compared"]
         assert artifact["parity"]["cases"] == 9
         assert artifact["parity"]["max_abs"] <= artifact["parity"]["gate"]["max_abs"]
         for file in artifact["files"]:
@@ -125,6 +127,32 @@ def test_every_artifact_equals_its_own_path_and_no_other(exported: FilePath, sup
         alphas = alphas_of(row.load, exported / artifact["name"], inputs)
         passed = {path: compare(alpha, alphas, row.gate).passed for path, alpha in wanted.items()}
         assert passed == {path: path == artifact["methods"][0]["path"] for path in wanted}
+
+
+def test_only_what_its_own_runtime_ran_counts_as_executed() -> None:
+    ran = {row.target for row in RECIPES.values() if row.executed}
+    assert ran == {"executorch", "executorch-cond", "torchscript", "onnx"}
+    for row in RECIPES.values():
+        assert row.executed == (row.target in ran) == (not row.how.startswith("converted, not executed"))
+        assert row.compared == (row.executed or row.target == "coreml")
+
+
+def test_what_cannot_be_run_or_interpreted_here_is_published_without_a_difference(
+    exported: FilePath, supernet: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quick(parts: list[Part], path: FilePath, info: Any) -> dict[str, Any]:
+        path.write_bytes(b"for another machine")
+        return {"delegated_ops": 1, "total_ops": 1}
+
+    key = "executorch-vulkan/single/fp32"
+    swap(monkeypatch, {**RECIPES, key: replace(RECIPES[key], build=quick)})
+    monkeypatch.setattr("pam_export.proof.run_isolated", lambda jobs, advance: [Outcome() for job in jobs])
+    content = export(supernet, tmp_path / "out", targets=["executorch-vulkan"])
+    (artifact,) = content["artifacts"]
+    said = {name: artifact["parity"][name] for name in ("executed", "compared", "max_abs", "mean_abs")}
+    assert said == {"executed": False, "compared": False, "max_abs": None, "mean_abs": None}
+    assert " - |" in summary(content)
+    assert " - |" not in summary(manifest.read(exported)), "what was interpreted has a difference to tell"
 
 
 def test_known_pixels_are_exact(exported: FilePath) -> None:
