@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,8 @@ class Parity:
         return f"max {self.max_abs:.1e}{most}, mean {self.mean_abs:.1e} (gate {self.gate.mean_abs:.0e})"
 
 
-def cases(size: int) -> list[Case]:
+@cache
+def cases(size: int) -> tuple[Case, ...]:
     """The inputs of every artifact of this size, always the same ones; the first is the golden one."""
     generator = torch.Generator().manual_seed(SEED + size)
     scenes = [_scene(size, generator) for _ in range(SYNTHETIC)]
@@ -71,14 +73,14 @@ def cases(size: int) -> list[Case]:
     noise = torch.randint(0, 256, photo.shape, generator=generator, dtype=torch.uint8)
     levels = torch.tensor([BACKGROUND, UNKNOWN, FOREGROUND], dtype=torch.uint8)
     noise_trimap = levels[torch.randint(0, 3, trimap.shape, generator=generator)]
-    return [
+    return (
         *usual,
         Case("all-unknown", other, unknown),
         Case("all-zero", torch.zeros_like(photo), trimap),
         Case("all-one", torch.full_like(photo, 255), unknown),
         Case("noise", noise, unknown),
         Case("noise-trimap", noise, noise_trimap),
-    ]
+    )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -49,7 +50,7 @@ class Reference:
     """What PyTorch answers, computed once per path or budget and kept for all artifacts."""
 
     def __init__(self, supernet: Supernet) -> None:
-        self.supernet = supernet.float().cpu().eval()
+        self.supernet = copy.deepcopy(supernet).float().cpu().eval()
         self.network = cache(lambda path: network_of(self.supernet, path))
         self._kept: dict[tuple[str, str, int], list[Answer]] = {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -48,7 +48,7 @@ def budgets(table: CostTable, way: str) -> Iterator[int]:
 
 
 @torch.no_grad()
-def check_promises(run: Runner, supernet: Supernet, way: str, images: list[Case], tolerance: float) -> set[str]:
+def check_promises(run: Runner, supernet: Supernet, way: str, images: Sequence[Case], tolerance: float) -> set[str]:
     """Within every budget and for every image: the path that PyTorch takes, its alpha, never above the budget.
 
     Returns the paths that were taken.

@@ -21,6 +21,7 @@ from pam_export.build import DONE
 from pam_export.child import Job, Outcome
 from pam_export.parity import Case, Gate, cases, compare, reference
 from pam_export.plan import key_facts, plan
+from pam_export.proof import Reference
 from pam_export.publish import check_destination, staging
 from pam_export.quiet import quiet
 from pam_export.recipe import RECIPES, Recipe, missing, recipe, select
@@ -468,7 +469,7 @@ def test_the_budget_in_a_name_is_rounded_down(budget: str, share: int) -> None:
 
 
 def test_parity_inputs_are_fixed_and_cover_the_odd_ones() -> None:
-    first, second = cases(SIZE), cases(SIZE)
+    first, second = cases(SIZE), cases.__wrapped__(SIZE)
     assert all(
         torch.equal(a.image, b.image) and torch.equal(a.trimap, b.trimap) for a, b in zip(first, second, strict=True)
     )
@@ -479,6 +480,17 @@ def test_parity_inputs_are_fixed_and_cover_the_odd_ones() -> None:
     assert set(by_name["all-unknown"].trimap.unique().tolist()) == {128}
     for case in first[:4]:
         assert 0.1 < float((case.trimap == 128).float().mean()) < 0.9
+
+
+def test_the_reference_leaves_the_network_alone(supernet: Supernet) -> None:
+    mine = copy.deepcopy(supernet).to(torch.float64).train()
+    before = {key: tensor.clone() for key, tensor in mine.state_dict().items()}
+    (method,) = plan(mine.preset, [BYPASS], [RECIPES[PTE]], [SIZE], 3, False)[0].methods
+    (answer,) = Reference(mine).answers(method, "one", cases(SIZE)[:1])
+    assert answer.alpha.dtype == torch.float32
+    assert all(module.training for module in mine.modules())
+    for key, tensor in mine.state_dict().items():
+        assert (tensor.dtype, tensor.tolist()) == (before[key].dtype, before[key].tolist()), key
 
 
 def test_the_gate_sees_single_pixels_shapes_and_nan() -> None:
