@@ -25,13 +25,10 @@ from .adaptive import Adaptive
 from .artifact import Pair, Part
 from .parity import Case, cases
 from .plan import Plan, key_facts
-from .publish import remove
+from .publish import keep_only, note, remove
 from .quality import calibration_cases
 from .recipe import ADAPTIVE
 from .wrapper import network_of, wrap
-
-DONE = ".done"
-"""Folder of the notes that say which artifacts of an interrupted export are complete."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,6 @@ class Order:
     @property
     def file(self) -> FilePath:
         return self.folder / self.plan.name
-
-    @property
-    def note(self) -> FilePath:
-        return self.folder / DONE / f"{self.plan.name}.json"
 
 
 @dataclass(frozen=True)
@@ -72,8 +65,8 @@ def build_all(
     reporter: Reporter,
     workers: int,
 ) -> list[Built]:
-    """Build every plan in `folder`; what an interrupted export left there complete is taken over."""
-    (folder / DONE).mkdir(exist_ok=True)
+    """Build every plan in `folder`; what an export that was interrupted or refused left there complete is taken over."""
+    keep_only(folder, {p.name for p in plans})
     sizes = {size for p in plans if p.recipe.calibrated for size in p.sizes}
     calibration = {size: calibration_cases(size) for size in sorted(sizes)}
     weights = hashlib.sha256(save({k: t.contiguous() for k, t in supernet.state_dict().items()})).hexdigest()
@@ -84,7 +77,7 @@ def build_all(
         for item in _build_in_processes(orders, workers) if workers > 1 else map(_build, orders):
             built.append(item)
             advance(note=item.plan.name)
-            took = f"{item.seconds:.0f} s" if item.seconds else "taken over from the interrupted export"
+            took = f"{item.seconds:.0f} s" if item.seconds else "taken over from the export before"
             operations = f"{item.backend['delegated_ops']} of {item.backend['total_ops']} operations delegated"
             reporter.detail(f"{item.plan.name}: {took}, {operations}")
     return built
@@ -115,7 +108,9 @@ def _build(order: Order) -> Built:
     remove(order.file)
     backend = order.plan.recipe.build(_parts(order), order.file, order.info)
     files = manifest.file_entries(order.folder, order.file)
-    write_sealed_json(order.note, {"fingerprint": order.fingerprint, "files": files, "backend": backend})
+    write_sealed_json(
+        note(order.folder, order.plan.name), {"fingerprint": order.fingerprint, "files": files, "backend": backend}
+    )
     return Built(order.plan, order.info, backend, time.monotonic() - started)
 
 
@@ -131,12 +126,12 @@ def _parts(order: Order) -> list[Part]:
 
 
 def _taken_over(order: Order) -> dict[str, Any] | None:
-    """What is recorded of the artifact if an interrupted export made the very same one and it is intact."""
+    """What is recorded of the artifact if the export before made the very same one and it is intact."""
     try:
-        note = read_sealed_json(order.note, "")
-        same = note["fingerprint"] == order.fingerprint
-        if same and note["files"] == manifest.file_entries(order.folder, order.file):
-            return dict(note["backend"])
+        said = read_sealed_json(note(order.folder, order.plan.name), "")
+        same = said["fingerprint"] == order.fingerprint
+        if same and said["files"] == manifest.file_entries(order.folder, order.file):
+            return dict(said["backend"])
     except (PamError, OSError, KeyError):
         return None
     return None

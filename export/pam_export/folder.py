@@ -14,11 +14,11 @@ from pam_mobile.workers import worker_count
 
 from . import manifest
 from .artifact import Answer, text
-from .build import DONE, build_all
+from .build import build_all
 from .parity import Gate, cases
 from .plan import BudgetPath, Method, plan
 from .proof import Proof, prove, write_golden
-from .publish import check_destination, remove, staging
+from .publish import DONE, check_destination, remove, staging
 from .recipe import SINGLE, missing, select
 from .wrapper import io_description
 
@@ -45,7 +45,7 @@ def export_folder(
     default. An export folder that exists is replaced as a whole.
     Raises UsageError (targets, forms, precisions, sizes, budgets), SetupError (missing package, `out` cannot be used),
     BudgetError if a path costs more than its budget, IntegrityError if an artifact differs from PyTorch. After an error nothing
-    is published. After an interruption neither, but the same call takes over what was complete.
+    is published. After an interruption or an IntegrityError neither, but the same call takes over what was complete.
     """
     reporter = reporter or Silent()
     recipes = select(targets, forms, precisions)

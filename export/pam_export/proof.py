@@ -24,6 +24,7 @@ from .build import Built
 from .child import Job, Outcome, Question, run_isolated
 from .parity import Case, Parity, cases, compare, worst
 from .plan import Method, Plan
+from .publish import forget
 from .quality import judged_composites, sad
 from .wrapper import network_of
 
@@ -74,7 +75,10 @@ class Reference:
 
 
 def prove(built: Sequence[Built], folder: FilePath, supernet: Supernet, reporter: Reporter) -> list[Proof]:
-    """Execute every artifact in a child per target and compare. Raises IntegrityError naming the first that fails."""
+    """Execute every artifact in a child per target and compare.
+
+    What fails is removed from the folder. Raises IntegrityError naming the first that fails; the others are warnings.
+    """
     reference = Reference(supernet)
     outcomes: dict[str, Outcome] = {}
     with reporter.progress("executing the artifacts", len(built)) as advance:
@@ -84,7 +88,19 @@ def prove(built: Sequence[Built], folder: FilePath, supernet: Supernet, reporter
             found = run_isolated(jobs, advance)
             outcomes |= {item.plan.name: outcome for item, outcome in zip(items, found, strict=True)}
     reporter.say("comparing them with PyTorch")
-    return [_judge(item, outcomes[item.plan.name], reference, reporter) for item in built]
+    proofs: list[Proof] = []
+    refused: list[IntegrityError] = []
+    for item in built:
+        try:
+            proofs.append(_judge(item, outcomes[item.plan.name], reference, reporter))
+        except IntegrityError as error:
+            forget(folder, item.plan.name)
+            refused.append(error)
+    for other in refused[1:]:
+        reporter.warn(other.message)
+    if refused:
+        raise refused[0]
+    return proofs
 
 
 def _questions(p: Plan) -> list[Question]:

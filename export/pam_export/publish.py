@@ -6,14 +6,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 
-from pam_mobile.errors import PamError, SetupError
+from pam_mobile.errors import IntegrityError, PamError, SetupError
 from pam_mobile.files import LOCK, locked
 
 from . import manifest
+
+DONE = ".done"
+"""Folder of the notes that say which artifacts in a staging folder are complete."""
+KEPT = "the finished artifacts are kept, the same command goes on with them"
 
 
 def check_destination(out: FilePath) -> None:
@@ -36,8 +40,8 @@ def check_destination(out: FilePath) -> None:
 def staging(out: FilePath) -> Iterator[FilePath]:
     """Yield a folder beside `out`; it becomes `out` when the block succeeds and vanishes when it fails.
 
-    When the block is interrupted (Ctrl-C, a signal, the machine goes down) the folder stays, and the next export to `out` gets it
-    again: only what is complete in it may be used.
+    When the block is interrupted (Ctrl-C, a signal, the machine goes down), or refuses an artifact (IntegrityError) and others are
+    complete, the folder stays, and the next export to `out` gets it again: only what is complete in it may be used.
     Raises SetupError if the place cannot be written, UsageError if another process exports to it.
     """
     out = out.absolute()
@@ -53,9 +57,36 @@ def staging(out: FilePath) -> Iterator[FilePath]:
             raise SetupError(
                 f"cannot write {out}: {error.strerror or error}", "free space or choose another folder"
             ) from error
+        except IntegrityError as error:
+            if not any(folder.glob(f"{DONE}/*")):
+                remove(folder)
+                raise
+            raise IntegrityError(error.message, f"{error.hint}; {KEPT}") from error
         except Exception:
             remove(folder)
             raise
+
+
+def note(folder: FilePath, name: str) -> FilePath:
+    """The note that says that an artifact in a staging folder is complete."""
+    return folder / DONE / f"{name}.json"
+
+
+def forget(folder: FilePath, name: str) -> None:
+    """Remove an artifact from a staging folder, so that it is made again."""
+    note(folder, name).unlink(missing_ok=True)
+    remove(folder / name)
+
+
+def keep_only(folder: FilePath, names: Collection[str]) -> None:
+    """Remove from a staging folder what another command left there: all but these artifacts."""
+    (folder / DONE).mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in (DONE, LOCK, *names):
+            remove(path)
+    for path in (folder / DONE).iterdir():
+        if path.stem not in names:
+            path.unlink()
 
 
 def remove(path: FilePath) -> None:

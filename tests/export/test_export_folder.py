@@ -17,14 +17,14 @@ from export_samples import CHOICES, MLPACKAGE, MODEL, PTE, SIZE, alphas_of, sing
 
 from pam_export import BudgetPath, executorch, export_folder, manifest
 from pam_export.artifact import Part, Request
-from pam_export.build import DONE
 from pam_export.child import Job, Outcome
 from pam_export.parity import Case, Gate, cases, compare, reference
 from pam_export.plan import key_facts, plan
 from pam_export.proof import Reference
-from pam_export.publish import check_destination, staging
+from pam_export.publish import DONE, KEPT, check_destination, staging
 from pam_export.quiet import quiet
 from pam_export.recipe import RECIPES, Recipe, missing, recipe, select
+from pam_export.verify import check_files
 from pam_export.wrapper import network_of, wrap
 from pam_mobile.budget import Budget
 from pam_mobile.commands.export import summary
@@ -35,6 +35,7 @@ from pam_mobile.model.presets import preset
 from pam_mobile.model.subnet import extract, parameter_count
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
+from pam_mobile.reporter import Reporter
 
 BYPASS = CHOICES[2]
 
@@ -54,8 +55,8 @@ def swap(monkeypatch: pytest.MonkeyPatch, table: Mapping[str, Recipe]) -> None:
     monkeypatch.setattr("pam_export.recipe.RECIPES", table)
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, build: Callable[..., dict[str, Any]]) -> None:
-    swap(monkeypatch, {**RECIPES, PTE: replace(RECIPES[PTE], build=build)})
+def plant(monkeypatch: pytest.MonkeyPatch, build: Callable[..., dict[str, Any]], key: str = PTE) -> None:
+    swap(monkeypatch, {**RECIPES, key: replace(RECIPES[key], build=build)})
 
 
 def run_here(jobs: list[Job], advance: Callable[[], None]) -> list[Outcome]:
@@ -145,8 +146,7 @@ def test_what_cannot_be_run_or_interpreted_here_is_published_without_a_differenc
         path.write_bytes(b"for another machine")
         return {"delegated_ops": 1, "total_ops": 1}
 
-    key = "executorch-vulkan/single/fp32"
-    swap(monkeypatch, {**RECIPES, key: replace(RECIPES[key], build=quick)})
+    plant(monkeypatch, quick, "executorch-vulkan/single/fp32")
     monkeypatch.setattr("pam_export.proof.run_isolated", lambda jobs, advance: [Outcome() for job in jobs])
     content = export(supernet, tmp_path / "out", targets=["executorch-vulkan"])
     (artifact,) = content["artifacts"]
@@ -290,6 +290,59 @@ def test_what_changed_since_the_interruption_is_made_again(
     with pytest.raises(KeyboardInterrupt):
         export(supernet, tmp_path / "out")
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("change", ["nothing", "weights", "budgets"])
+def test_after_a_refusal_the_finished_artifacts_of_the_same_export_are_kept(
+    change: str, supernet: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, made = "torchscript/single/fp32", []
+    build = RECIPES[key].build
+
+    def wrong_at_first(parts: list[Part], path: FilePath, info: Any) -> dict[str, Any]:
+        made.append(path.name)
+        if len(made) == 2:
+            with torch.no_grad():
+                parts[0].module.get_parameter("network.net.decoder.head.bias").add_(2e-4)
+        return build(parts, path, info)
+
+    plant(monkeypatch, wrong_at_first, key)
+    monkeypatch.setattr("pam_export.proof.run_isolated", run_here)
+    out, partial, options = tmp_path / "out", tmp_path / ".out.partial", {"targets": ["torchscript"]}
+    with pytest.raises(IntegrityError, match=r"b097_64x64_fp32\.pt differs from PyTorch") as caught:
+        export(supernet, out, choices=CHOICES, **options)
+    assert caught.value.hint == f"nothing was published; {KEPT}"
+    good, bad, last = made
+    assert not out.exists()
+    assert {path.name for path in partial.iterdir()} >= {good, last}
+    assert {path.stem for path in (partial / DONE).iterdir()} == {good, last}
+    assert not (partial / bad).exists()
+    if change == "weights":
+        supernet = copy.deepcopy(supernet)
+        with torch.no_grad():
+            supernet.units[0].connect.b2.add_(1e-3)
+    export(supernet, out, choices=CHOICES[1:2] if change == "budgets" else CHOICES, **options)
+    assert made[3:] == ([good, bad, last] if change == "weights" else [bad])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    check_files(out, manifest.read(out))
+    assert {path.name for path in out.glob("*.pt")} == ({bad} if change == "budgets" else {good, bad, last})
+
+
+def test_every_artifact_that_is_refused_is_named_and_made_again(
+    supernet: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def quick(parts: list[Part], path: FilePath, info: Any) -> dict[str, Any]:
+        path.write_bytes(b"an artifact")
+        return {"delegated_ops": 1, "total_ops": 1}
+
+    plant(monkeypatch, quick)
+    failing = Outcome(error="no such operation")
+    monkeypatch.setattr("pam_export.proof.run_isolated", lambda jobs, advance: [failing] * len(jobs))
+    with pytest.raises(IntegrityError, match=r"b100_64x64_fp32\.pte cannot be run") as caught:
+        export(supernet, tmp_path / "out", choices=CHOICES[:2], reporter=Reporter())
+    assert "b097_64x64_fp32.pte cannot be run" in capsys.readouterr().err
+    assert caught.value.hint == "nothing was published", "nothing is finished"
+    assert list(tmp_path.iterdir()) == []
 
 
 def flip_first(path: FilePath) -> None:
