@@ -477,11 +477,11 @@ def test_the_wide_preset_spans_a_range_of_two_and_a_half(prior: bool) -> None:
 
 SMALLEST_AND_LARGEST = {
     "full": (13650145408, 18661838976),
-    "full+prior": (14008955008, 19020648576),
+    "full+prior": (13974548608, 18986242176),
     "phone": (3779461408, 5657035040),
-    "phone+prior": (3996713248, 5874286880),
+    "phone+prior": (3962306848, 5839880480),
     "tiny": (1873460224, 2719939584),
-    "tiny+prior": (2034088960, 2880568320),
+    "tiny+prior": (1999682560, 2846161920),
 }
 """At 512x512: costs that checkpoints and manifests of this version state."""
 

@@ -16,7 +16,7 @@ PRIOR_CHANNELS = 3
 """Alpha of pass 1, alpha of pass 2, separability: what the colour prior adds to the network's input."""
 PRIOR_STRIDE = 2
 PRIOR_MACS_FINE = 3
-PRIOR_MACS_COARSE = 711
+PRIOR_MACS_COARSE = 186
 """Fixed-weight MACs of the prior per pixel at full and at 1/PRIOR_STRIDE resolution; a test counts them."""
 
 

@@ -6,7 +6,9 @@ come out confident join the known ones, and the line is found again. A line is s
 resolution, as in the fast guided filter.
 
 Written for exporters: fixed-weight pointwise convolutions, average pooling, bilinear upsampling and arithmetic only. Single
-channels are never sliced; small fixed matrices pick them.
+channels are never sliced, which copies pixel by pixel where channels lie side by side. A symmetric 3x3 matrix is its diagonal
+(rr, gg, bb) and its other entries (rg, gb, br): entry i of the second is that of row i and column i + 1, counted round. So all
+algebra is between maps of three channels and the same maps turned by one channel.
 """
 
 from __future__ import annotations
@@ -25,14 +27,6 @@ EPS_DISTANCE = 0.1
 CONFIDENT = 0.85
 MAX_LEVELS = 9
 
-# Symmetric 3x3 matrices are stored as (rr, gg, bb, rg, rb, gb), so that the diagonal is one slice.
-MATRIX_OF_PACKED = ((0, 3, 4), (3, 1, 5), (4, 5, 2))
-
-
-def _pick(rows: tuple[int, ...], channels: int) -> Tensor:
-    """(len(rows), channels, 1, 1) weights of a pointwise convolution that copies the channels `rows`."""
-    return torch.eye(channels)[list(rows)][:, :, None, None].contiguous()
-
 
 class ColourPrior(nn.Module):
     """alpha of pass 1 (of the cells, upsampled), alpha of pass 2, and how well the two colour models separate.
@@ -41,37 +35,17 @@ class ColourPrior(nn.Module):
     multiples of the stride. Returns (N, 3, H, W) in [0, 1]. Computes in float32 whatever autocast says: the 3x3 inverse needs it.
     """
 
-    square_left: Tensor
-    square_right: Tensor
-    minor_a: Tensor
-    minor_b: Tensor
-    minor_c: Tensor
-    minor_d: Tensor
-    first_row: Tensor
-    adjugate: Tensor
-    tile: Tensor
-    row_sum: Tensor
+    following: Tensor
+    preceding: Tensor
     total: Tensor
 
     def __init__(self, stride: int = PRIOR_STRIDE) -> None:
         super().__init__()
         self.stride = stride
-        adjugate_columns = tuple(MATRIX_OF_PACKED[row][column] for row in range(3) for column in range(3))
-        self._fixed("square_left", _pick((0, 1, 2, 0, 0, 1), 3))
-        self._fixed("square_right", _pick((0, 1, 2, 1, 2, 2), 3))
-        # Cofactors in packed order: (eI, aI, aE, cf, bf, bc) - (ff, cc, bb, bI, cE, af) with packed (a, E, I, b, c, f).
-        self._fixed("minor_a", _pick((1, 0, 0, 4, 3, 3), 6))
-        self._fixed("minor_b", _pick((2, 2, 1, 5, 5, 4), 6))
-        self._fixed("minor_c", _pick((5, 4, 3, 3, 4, 0), 6))
-        self._fixed("minor_d", _pick((5, 4, 3, 2, 1, 5), 6))
-        self._fixed("first_row", torch.tensor([1.0, 0, 0, 1, 1, 0])[None, :, None, None])
-        self._fixed("adjugate", _pick(adjugate_columns, 6))
-        self._fixed("tile", _pick((0, 1, 2) * 3, 3))
-        self._fixed("row_sum", torch.eye(3).repeat_interleave(3, 1)[:, :, None, None])
-        self._fixed("total", torch.ones(1, 3, 1, 1))
-
-    def _fixed(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value, persistent=False)
+        turn = torch.eye(3).roll(1, 1)
+        weights = {"following": turn, "preceding": turn.T, "total": torch.ones(1, 3)}
+        for name, weight in weights.items():
+            self.register_buffer(name, weight[:, :, None, None].contiguous(), persistent=False)
 
     def forward(self, image: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
         device = image.device.type
@@ -113,17 +87,22 @@ class ColourPrior(nn.Module):
         mean, cov = self._gaussian(torch.cat([moments * weight[:n], moments * weight[n:]]), weight)
         mean_fg, mean_bg = mean[:n], mean[n:]
         cov = (cov[:n] + cov[n:]) * 0.5
-        cov = torch.cat([cov[:, 0:3].clamp(min=0.0) + EPS_COVARIANCE, cov[:, 3:6]], 1)
-        plus = F.conv2d(cov, self.minor_a) * F.conv2d(cov, self.minor_b)
-        minus = F.conv2d(cov, self.minor_c) * F.conv2d(cov, self.minor_d)
-        cofactors = plus - minus
-        det = F.conv2d(cov * cofactors, self.first_row).clamp(min=EPS_COVARIANCE**3)
         gap = mean_fg - mean_bg
-        direction = F.conv2d(F.conv2d(cofactors, self.adjugate) * F.conv2d(gap, self.tile), self.row_sum) / det
+        direction = self._solve(cov[:, 0:3].clamp(min=0.0) + EPS_COVARIANCE, cov[:, 3:6], gap)
         distance = F.conv2d(gap * direction, self.total)
         slope = direction * GAIN / (distance + EPS_DISTANCE)
-        origin = mean_bg / GAIN + 0.5
-        return torch.cat([slope, F.conv2d(origin * slope, self.total)], 1), distance / (distance + 4)
+        intercept = F.conv2d((mean_bg / GAIN + 0.5) * slope, self.total)
+        return torch.cat([slope, intercept], 1), distance / (distance + 4)
+
+    def _solve(self, diagonal: Tensor, beside: Tensor, y: Tensor) -> Tensor:
+        """S^-1 y by cofactors, (N, 3, h, w) each."""
+        before, beside_after = self._previous(diagonal), self._next(beside)
+        cofactors = self._next(diagonal) * before - beside_after * beside_after
+        cofactors_beside = beside_after * self._previous(beside) - beside * before
+        mixed = beside * cofactors_beside
+        det = diagonal * cofactors + mixed + self._previous(mixed)  # the same in all channels
+        rows = cofactors * y + cofactors_beside * self._next(y) + self._previous(cofactors_beside * y)
+        return rows / det.clamp(min=EPS_COVARIANCE**3)
 
     def _gaussian(self, weighted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (N, 3, h, w) and packed covariance (N, 6, h, w), defined everywhere, of moments times weight (N, 9, h, w)."""
@@ -132,8 +111,15 @@ class ColourPrior(nn.Module):
         return mean, filled[:, 3:9] - self._square(mean)
 
     def _square(self, x: Tensor) -> Tensor:
-        """Packed products (N, 6, H, W) of the three channels."""
-        return F.conv2d(x, self.square_left) * F.conv2d(x, self.square_right)
+        """The symmetric matrix x x^T (N, 6, H, W) of x (N, 3, H, W)."""
+        return torch.cat([x * x, x * self._next(x)], 1)
+
+    def _next(self, x: Tensor) -> Tensor:
+        """Channel i + 1 in the place of channel i, counted round.  x: (N, 3, H, W)."""
+        return F.conv2d(x, self.following)
+
+    def _previous(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.preceding)
 
 
 def pool(x: Tensor, size: int) -> Tensor:
