@@ -59,24 +59,22 @@ class ColourPrior(nn.Module):
         cells, known_fg, known_bg = (pool(x, self.stride) for x in (image, fg, bg))
         x = cells * GAIN - GAIN / 2
         moments = torch.cat([x, self._square(x)], 1)
-        line, separable = self._colour_line(moments, known_fg, known_bg)
-        first = self._project(cells, line)
+        slope, intercept, separable = self._colour_line(moments, known_fg, known_bg)
+        first = self._project(cells, slope, intercept)
         trust = separable * (1 - known_fg - known_bg) * 0.5
         known_fg = known_fg + trust * ((first - CONFIDENT) / (1 - CONFIDENT)).clamp(0.0, 1.0)
         known_bg = known_bg + trust * ((1 - CONFIDENT - first) / (1 - CONFIDENT)).clamp(0.0, 1.0)
-        line, separable = self._colour_line(moments, known_fg, known_bg)
-        fine = torch.cat([line, first, separable], 1)
-        if self.stride > 1:
-            fine = F.interpolate(fine, scale_factor=float(self.stride), mode="bilinear")
-        second = self._project(image, fine[:, 0:4])
-        return torch.cat([fine[:, 4:5] * unknown + fg, second * unknown + fg, fine[:, 5:6]], 1)
+        line = self._colour_line(moments, known_fg, known_bg)
+        slope, intercept, separable, first = (upsample(x, self.stride) for x in (*line, first))
+        second = self._project(image, slope, intercept)
+        return torch.cat([first * unknown + fg, second * unknown + fg, separable], 1)
 
-    def _project(self, image: Tensor, line: Tensor) -> Tensor:
-        """Alpha (N, 1, H, W): where the colours (N, 3, H, W) lie on the line (N, 4, H, W) between background and foreground."""
-        return (F.conv2d(image * line[:, 0:3], self.total) - line[:, 3:4]).clamp(0.0, 1.0)
+    def _project(self, image: Tensor, slope: Tensor, intercept: Tensor) -> Tensor:
+        """Alpha (N, 1, H, W): where the colours (N, 3, H, W) lie between background and foreground."""
+        return (F.conv2d(image * slope, self.total) - intercept).clamp(0.0, 1.0)
 
-    def _colour_line(self, moments: Tensor, w_fg: Tensor, w_bg: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope and intercept of alpha as a function of colour (N, 4, h, w), and separability (N, 1, h, w).
+    def _colour_line(self, moments: Tensor, w_fg: Tensor, w_bg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope (N, 3, h, w) and intercept (N, 1, h, w) of alpha as a function of colour, and separability (N, 1, h, w).
 
         moments: (N, 9, h, w); weights: (N, 1, h, w). With v = S^-1 (m_f - m_b): alpha = (x - m_b) . v / (m_f - m_b) . v.
         """
@@ -92,7 +90,7 @@ class ColourPrior(nn.Module):
         distance = F.conv2d(gap * direction, self.total)
         slope = direction * GAIN / (distance + EPS_DISTANCE)
         intercept = F.conv2d((mean_bg / GAIN + 0.5) * slope, self.total)
-        return torch.cat([slope, intercept], 1), distance / (distance + 4)
+        return slope, intercept, distance / (distance + 4)
 
     def _solve(self, diagonal: Tensor, beside: Tensor, y: Tensor) -> Tensor:
         """S^-1 y by cofactors, (N, 3, h, w) each."""
@@ -126,6 +124,10 @@ def pool(x: Tensor, size: int) -> Tensor:
     return x if size == 1 else F.avg_pool2d(x, size, size, 0, False, False)
 
 
+def upsample(x: Tensor, size: int) -> Tensor:
+    return x if size == 1 else F.interpolate(x, scale_factor=float(size), mode="bilinear")
+
+
 def saturate(weight: Tensor) -> Tensor:
     """Factor that makes a half-covered cell count in full."""
     return (2 * weight).clamp(max=1.0) / (weight + 1e-6)
@@ -145,7 +147,7 @@ def push_pull(values: Tensor, weight: Tensor) -> Tensor:
         levels.append((values, weight))
     out = (values + EPS_WEIGHT * mean) / (weight + EPS_WEIGHT)
     for values, weight in reversed(levels[:-1]):
-        out = F.interpolate(out, scale_factor=2.0, mode="bilinear")
+        out = upsample(out, 2)
         if out.shape != values.shape:
             out = out[:, :, : values.shape[2], : values.shape[3]]
         out = values + (1 - weight) * out
