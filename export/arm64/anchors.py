@@ -8,18 +8,15 @@ which explains why matting networks with it take more; rows go to export/results
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
-import platformdirs
 import torch
-from cpu import CPUS
 from emulate import emulate
-from run import CANNOT_SET_UP, MILLION, Row, environment, say, write
+from run import MILLION, ended, environment, merge, parser_of, say
 from toolchain import set_up
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,10 +26,10 @@ from pam_export.device import NETWORKS
 from pam_export.executorch import open_program
 from pam_export.parity import cases
 from pam_export.quiet import quiet
+from pam_export.rows import Row
 from pam_export.scalars import lift_scalars
-from pam_mobile.errors import PamError, SetupError
-from pam_mobile.model.prior import ColourPrior
-from pam_mobile.model.trunk import known_masks
+from pam_export.wrapper import PriorAlone
+from pam_mobile.errors import SetupError
 
 RESULTS = FilePath(__file__).resolve().parents[1] / "results" / "anchors.csv"
 SIZE, PRIOR_SIZE = 224, 256
@@ -64,19 +61,6 @@ def _layer(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1)
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU6()]
 
 
-class PriorAlone(nn.Module):
-    """The colour prior with the inputs of a network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.prior = ColourPrior()
-
-    def forward(self, image: Tensor, trimap: Tensor) -> Tensor:
-        """image: (1, 3, H, W); trimap: (1, 1, H, W). Returns (1, 3, H, W)."""
-        guess: Tensor = self.prior(image, *known_masks(trimap))
-        return guess
-
-
 def networks() -> Iterator[tuple[str, nn.Module, tuple[Tensor, ...]]]:
     """Name, network and inputs; names as in pam_export/device.py. Raises SetupError without torchvision."""
     try:
@@ -91,26 +75,18 @@ def networks() -> Iterator[tuple[str, nn.Module, tuple[Tensor, ...]]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Count the instructions of four MobileNets.")
-    parser.add_argument("--cpu", default="cortex-a73,cortex-a75", help=f"of {', '.join(CPUS)}; default %(default)s")
-    parser.add_argument("--out", type=FilePath, default=RESULTS, help="CSV file, default %(default)s")
-    parser.add_argument("--cache", type=FilePath, default=platformdirs.user_cache_path("pam-mobile") / "arm64")
-    options = parser.parse_args()
-    rows: list[Row] = []
-    try:
-        for row in count(options.cache, options.cpu.split(",")):
+    options = parser_of("Count the instructions of four MobileNets and of the colour prior.", RESULTS).parse_args()
+
+    def run() -> list[str]:
+        rows: list[Row] = []
+        for row in count(options.cache, options.cpu):
             say(f"{row['file']} on {row['cpu']}: {row['m_total']} M instructions, {row['m_macs']} M multiply-adds")
             rows.append(row)
-            write(options.out, rows)
-    except SetupError as error:
-        say(f"cannot run here: {error.message}", error.hint)
-        return CANNOT_SET_UP
-    except PamError as error:
-        say(f"error: {error.message}", error.hint)
-        return 1
-    wrong = [row["file"] for row in rows if not float(row["relative_difference"]) <= BOUND]
-    say(*(f"{name} differs from this machine's ExecuTorch" for name in wrong))
-    return 1 if wrong else 0
+            merge(options.out, rows)
+        wrong = [row["file"] for row in rows if not float(row["relative_difference"]) <= BOUND]
+        return [f"{name} differs from this machine's ExecuTorch" for name in wrong]
+
+    return ended(run, "all outputs agree")
 
 
 def count(cache: FilePath, cpus: list[str]) -> Iterator[Row]:

@@ -13,15 +13,13 @@ Exit codes: 0 done, 1 a check failed, 3 the tools cannot be set up here (nothing
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path as FilePath
 from typing import Any
@@ -34,12 +32,12 @@ from toolchain import EMULATOR, Toolchain, set_up
 from torch import Tensor
 
 from pam_export import manifest
-from pam_export.artifact import Request
+from pam_export.artifact import floats, request_of
 from pam_export.quiet import quiet
-from pam_export.recipe import ADAPTIVE, recipe
+from pam_export.recipe import ADAPTIVE, recipe_of
+from pam_export.rows import Row, origin, read, write
 from pam_export.verify import check_files
 from pam_mobile.errors import InputError, PamError, SetupError
-from pam_mobile.files import atomic_path
 
 CANNOT_SET_UP = 3
 RESULTS = FilePath(__file__).resolve().parents[1] / "results" / "arm64.csv"
@@ -47,8 +45,6 @@ BOUNDS = {"fp32": 1e-5, "int8": 2e-3}
 """Largest difference of an alpha to this machine's ExecuTorch, by precision; of int8 half a level of an 8-bit matte, because a value
 in the middle of two levels may be rounded either way (measured: less than 1e-6)."""
 MILLION = 1e6
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,25 +62,47 @@ class Work:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Run .pte files on emulated AArch64 processors, compare and count instructions.",
-        epilog=f"exit codes: 0 done, 1 a check failed, {CANNOT_SET_UP} the tools cannot be set up here",
-    )
+    parser = parser_of("Run .pte files on emulated AArch64 processors, compare and count instructions.", RESULTS)
     parser.add_argument("paths", type=FilePath, nargs="+", help="export folders, or .pte files in them")
-    parser.add_argument("--cpu", default="cortex-a73,cortex-a75", help=f"of {', '.join(CPUS)}; default %(default)s")
-    parser.add_argument("--out", type=FilePath, default=RESULTS, help="CSV file, default %(default)s")
-    parser.add_argument("--cache", type=FilePath, default=platformdirs.user_cache_path("pam-mobile") / "arm64")
     options = parser.parse_args()
-    cpus = [name.strip() for name in options.cpu.split(",")]
-    unknown = [name for name in cpus if name not in CPUS]
-    if unknown:
-        parser.error(f"unknown processor {unknown[0]!r}, choose among {', '.join(CPUS)}")
-    try:
+
+    def count() -> list[str]:
         work = [item for path in options.paths for item in methods_of(path)]
         if not work:
             raise InputError("there is no .pte with fixed paths to run", "export with --to executorch")
-        toolchain = set_up(options.cache, say)
-        wrong = run_all(toolchain, work, cpus, options.out)
+        wrong = run_all(set_up(options.cache, say), work, options.cpu, options.out)
+        if options.out == RESULTS:
+            say("python export/arm64/page.py brings docs/arm64.md up to date")
+        return wrong
+
+    return ended(count, "all outputs agree, all counts repeat and grow with the budget")
+
+
+def parser_of(description: str, results: FilePath) -> argparse.ArgumentParser:
+    """The options of everything that counts instructions."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"exit codes: 0 done, 1 a check failed, {CANNOT_SET_UP} the tools cannot be set up here",
+    )
+    known = f"of {', '.join(CPUS)}; default %(default)s"
+    parser.add_argument("--cpu", type=_cpus, default="cortex-a73,cortex-a75", help=known)
+    parser.add_argument("--out", type=FilePath, default=results, help="CSV file, default %(default)s")
+    parser.add_argument("--cache", type=FilePath, default=platformdirs.user_cache_path("pam-mobile") / "arm64")
+    return parser
+
+
+def _cpus(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in CPUS:
+            raise argparse.ArgumentTypeError(f"unknown processor {name!r}, choose among {', '.join(CPUS)}")
+    return names
+
+
+def ended(count: Callable[[], list[str]], good: str) -> int:
+    """The exit code of a count, which returns what is wrong, in words. good: what to say if nothing is."""
+    try:
+        wrong = count()
     except SetupError as error:
         say(f"cannot run here: {error.message}", error.hint)
         return CANNOT_SET_UP
@@ -94,9 +112,7 @@ def main() -> int:
     except KeyboardInterrupt:
         say("interrupted; the rows so far are written")
         return 130
-    say(*wrong or ["all outputs agree, all counts repeat and grow with the budget"])
-    if options.out == RESULTS:
-        say("python export/arm64/page.py brings docs/arm64.md up to date")
+    say(*wrong or [good])
     return 1 if wrong else 0
 
 
@@ -129,7 +145,7 @@ def run_all(toolchain: Toolchain, works: Sequence[Work], cpus: Sequence[str], ou
             emulated = emulate(toolchain, cpu, work.file, work.method["name"], inputs)
             difference = float((emulated.output.view_as(expected) - expected).abs().max())
             rows.append(row_of(work, cpu, emulated, difference) | facts)
-            write(out, rows)
+            merge(out, rows)
             what = f"{work.file.name} {work.method['name']} on {cpu}"
             say(f"{what}: {rows[-1]['m_total']} M instructions, difference {difference:.1e}")
             if not difference <= bound:
@@ -140,11 +156,11 @@ def run_all(toolchain: Toolchain, works: Sequence[Work], cpus: Sequence[str], ou
 def reference(work: Work) -> tuple[Tensor, list[Tensor]]:
     """What this machine's ExecuTorch makes of the golden input, and that input as the method takes it."""
     golden = load_file(work.folder / work.method["golden"]["file"])
-    load = recipe("/".join(work.artifact[key] for key in ("target", "form", "precision"))).load
+    load = recipe_of(work.artifact).load
     assert load is not None
     with quiet("running ExecuTorch"):
-        answer = load(work.file)(golden["image"], golden["trimap"], Request(work.method["name"]))
-    return answer.alpha, [golden["image"] / 255, golden["trimap"] / 255]
+        answer = load(work.file)(golden["image"], golden["trimap"], request_of(work.method))
+    return answer.alpha, list(floats(golden["image"], golden["trimap"]))
 
 
 def row_of(work: Work, cpu: str, emulated: Emulated, difference: float) -> Row:
@@ -187,35 +203,24 @@ def not_growing(rows: Sequence[Row]) -> list[str]:
     return wrong
 
 
-def write(path: FilePath, rows: Sequence[Row]) -> None:
+def merge(path: FilePath, rows: Sequence[Row]) -> None:
     """Write `rows` and keep those of other files, methods and processors that are in the file."""
     mine = {key_of(row) for row in rows}
     kept = [row for row in read(path) if key_of(row) not in mine] if path.exists() else []
-    ordered = sorted([*kept, *rows], key=key_of)
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(ordered)
-
-
-def read(path: FilePath) -> list[Row]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    write(path, sorted([*rows, *kept], key=key_of))
 
 
 def key_of(row: Row) -> tuple[str, ...]:
     return row["file"], row["method"], row["cpu"]
 
 
-def environment() -> dict[str, str]:
+def environment() -> Row:
     """The facts that every row carries."""
-    state = manifest.git_state()
     emulator = subprocess.run([EMULATOR, "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
     return {
         "executorch": version("executorch"),
         "qemu": emulator,
-        "commit": f"{state['git']}{'-dirty' if state['dirty'] else ''}",
-        "date_utc": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **origin(),
     }
 
 

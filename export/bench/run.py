@@ -9,16 +9,13 @@ Both sides are warmed up, then run in turns, so that both see the same machine. 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path as FilePath
 from typing import Any
@@ -28,16 +25,14 @@ from torch import Tensor, nn
 
 from pam_export import executorch
 from pam_export.artifact import FORWARD, Part
-from pam_export.manifest import git_state
 from pam_export.parity import cases
 from pam_export.quiet import quiet
-from pam_export.wrapper import network_of, wrap
+from pam_export.rows import Row, machine, origin, write
+from pam_export.wrapper import PriorAlone, network_of, wrap
 from pam_mobile.budget import Budget, knapsack
 from pam_mobile.cost import CostTable
 from pam_mobile.model.presets import PRESETS, preset
-from pam_mobile.model.prior import ColourPrior
 from pam_mobile.model.supernet import Supernet
-from pam_mobile.model.trunk import known_masks
 
 RESULTS = FilePath(__file__).resolve().parents[1] / "results" / "bench.csv"
 WARM_UP = 3
@@ -67,18 +62,6 @@ CASES = (
 QUICK = (Case("tiny-80", "tiny", False, "80%"),)
 
 
-class PriorAlone(nn.Module):
-    """The colour prior with the inputs of a network; returns (1, 3, H, W)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.prior = ColourPrior()
-
-    def forward(self, image: Tensor, trimap: Tensor) -> Tensor:
-        guess: Tensor = self.prior(image, *known_masks(trimap))
-        return guess
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time PyTorch eager against ExecuTorch on this CPU, random weights.")
     parser.add_argument("--quick", action="store_true", help="one row at 64x64")
@@ -92,7 +75,7 @@ def main() -> None:
     threads = (1,) if options.quick else (1, 2)
     if os.getloadavg()[0] > BUSY:
         print("warning: other programs are running; two threads suffer most", file=sys.stderr)  # noqa: T201
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for case in chosen:
         rows += measure(case, size, runs, threads)
         write(options.out, rows)
@@ -100,7 +83,7 @@ def main() -> None:
     print(f"random weights; medians of {runs} runs; written to {options.out}")  # noqa: T201
 
 
-def measure(case: Case, size: int, runs: int, threads: Iterable[int]) -> list[dict[str, Any]]:
+def measure(case: Case, size: int, runs: int, threads: Iterable[int]) -> list[Row]:
     """One row per number of threads."""
     torch.manual_seed(0)
     table = CostTable.of(preset(case.preset, case.prior), size, size)
@@ -121,7 +104,7 @@ def measure(case: Case, size: int, runs: int, threads: Iterable[int]) -> list[di
             eager_ms, pte_ms = race(module, artifact, inputs, runs, count)
             times = {"eager_ms": round(eager_ms, 2), "pte_ms": round(pte_ms, 2), "ratio": round(eager_ms / pte_ms, 3)}
             what = {"case": case.name, "preset": case.preset, "prior": case.prior, "path": description, "macs": macs}
-            rows.append({**what, "size": size, "threads": count, **times, "runs": runs, **machine()})
+            rows.append({**what, "size": size, "threads": count, **times, "runs": runs, **facts()})
     return rows
 
 
@@ -153,35 +136,11 @@ def _milliseconds(run: Callable[[], Any]) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def machine() -> dict[str, Any]:
-    state = git_state()
-    return {
-        "torch": torch.__version__,
-        "executorch": version("executorch"),
-        "cpu": f"{_cpu()} ({os.cpu_count()} cores)",
-        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": f"{state['git']}{'-dirty' if state['dirty'] else ''}",
-    }
+def facts() -> Row:
+    return {"torch": torch.__version__, "executorch": version("executorch"), "cpu": machine(), **origin()}
 
 
-def _cpu() -> str:
-    try:
-        lines = FilePath("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def write(path: FilePath, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[Row]) -> None:
     print(f"{'case':<16}{'GMACs':>8}{'threads':>9}{'eager ms':>10}{'.pte ms':>10}{'ratio':>8}")  # noqa: T201
     for row in rows:
         gmacs = row["macs"] / 1e9

@@ -6,19 +6,16 @@ python export/bench/training.py         about three minutes; writes export/resul
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path as FilePath
 
 import torch
 
-from pam_export.manifest import git_state
+from pam_export.rows import machine, origin, write
 from pam_mobile.config import Crop, Data, HeldOut, Stage, TrainConfig
 from pam_mobile.reporter import Reporter
 from pam_mobile.train.engine import Trainer
@@ -86,19 +83,14 @@ def main() -> None:
                     "crops_per_second": speed,
                     "data_ratio": round(data_ratio(config), 3),
                     "torch": torch.__version__.split("+")[0],
-                    "cpu": platform.processor() or platform.machine(),
-                    "date_utc": datetime.now(UTC).strftime("%Y-%m-%d"),
-                    "commit": git_state()["git"],
+                    "cpu": machine(),
+                    **origin(),
                 }
             )
             sys.stdout.write(
                 f"{rows[-1]['case']}: {speed:.1f} crops/s, a step with data takes {rows[-1]['data_ratio']} of one without\n"
             )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write(out, rows)
 
 
 if __name__ == "__main__":

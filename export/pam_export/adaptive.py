@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from pam_mobile.model.supernet import Supernet
 from pam_mobile.model.trunk import MattingNet
 from pam_mobile.model.unit import Unit
 
+from .artifact import Pair, Part
 from .controller import Costs
 from .plain import plain
 from .rewrite import fold_batch_norm
@@ -69,6 +71,12 @@ class Adaptive(nn.Module):
             seen += node.target in units
             places[node.name] = seen
         return _pieces(split_module(self.graph, self.graph, lambda node: places[node.name]))
+
+
+def only(parts: Sequence[Part]) -> tuple[Adaptive, Pair]:
+    """The network of an adaptive artifact, which has one part, and its example inputs."""
+    (part,) = parts
+    return cast(Adaptive, part.module), part.inputs
 
 
 def branch(piece: nn.Module, run: bool) -> nn.Module:

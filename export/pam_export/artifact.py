@@ -46,6 +46,11 @@ class Request:
     macs: int = 0
 
 
+def request_of(method: Mapping[str, Any]) -> Request:
+    """What is asked of an artifact of a manifest by one of its methods."""
+    return Request(method["name"], 0 if method["path"] else method["budget"]["limit_macs"])
+
+
 @dataclass(frozen=True)
 class Answer:
     """alpha: (1, 1, H, W) float32; path: the one that ran, where the artifact chose it."""
@@ -61,6 +66,14 @@ Build = Callable[[Sequence[Part], FilePath, Info], dict[str, Any]]
 Load = Callable[[FilePath], Runner]
 Facts = Callable[[FilePath], dict[str, str]]
 """facts(path) returns the `info` that is inside the artifact, each value as `text` gives it."""
+
+
+def floats(image: Tensor, trimap: Tensor) -> Pair:
+    """8-bit inputs as networks take them.
+
+    Contiguous, because runtimes read memory as it lies: an image with channels-last strides would be taken for another.
+    """
+    return (image / 255).contiguous(), (trimap / 255).contiguous()
 
 
 def text(value: str | int | Sequence[int]) -> str:

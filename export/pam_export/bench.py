@@ -6,7 +6,6 @@ artifacts loaded. Memory is that of another fresh child, which loads one artifac
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -16,27 +15,25 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 from typing import IO, Any
 
 from pam_mobile.errors import InputError, IntegrityError
-from pam_mobile.files import atomic_path
 from pam_mobile.reporter import Reporter, Silent
 
 from . import manifest
+from .artifact import request_of
 from .device import LABEL, OUTSIDE, PHONES, estimate
 from .parity import Gate, Parity
 from .quiet import last_lines
-from .recipe import ADAPTIVE, NOT_EXECUTED, SINGLE, recipe
+from .recipe import ADAPTIVE, NOT_EXECUTED, SINGLE, recipe_of
+from .rows import Row, machine, origin, read
 from .verify import check_files
 
 WARM_UP = 3
 COUNTS = FilePath(__file__).resolve().parents[1] / "results" / "arm64.csv"
 """What export/arm64/run.py wrote; in a checkout only."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,9 @@ class Subject:
     method: Mapping[str, Any]
 
     @property
-    def key(self) -> str:
-        return f"{self.artifact['target']}/{self.artifact['form']}/{self.artifact['precision']}"
-
-    @property
     def executed(self) -> bool:
         """Whether it really runs here: an interpreter's time says nothing."""
-        return recipe(self.key).executed
+        return recipe_of(self.artifact).executed
 
     @property
     def name(self) -> str:
@@ -64,10 +57,9 @@ class Subject:
         """What a child has to be told."""
         golden = self.method["golden"]
         return {
-            "key": self.key,
+            "key": recipe_of(self.artifact).key,
             "file": str(self.folder / self.artifact["name"]),
-            "method": self.method["name"],
-            "macs": 0 if self.method["path"] else self.method["budget"]["limit_macs"],
+            "request": asdict(request_of(self.method)),
             "golden": str(self.folder / golden["file"]),
             "alpha": golden["alpha"],
         }
@@ -97,7 +89,7 @@ def bench_folder(
     ]
     timed = [subject for subject in subjects if subject.executed]
     for subject in timed:
-        recipe(subject.key).require()
+        recipe_of(subject.artifact).require()
     busy = os.getloadavg()[0]
     peaks = _peaks(timed, threads, reporter)
     times = _times(timed, threads, runs, reporter)
@@ -111,8 +103,7 @@ def read_counts(path: FilePath) -> list[Row]:
     """The rows of export/arm64/run.py; none if there is no such file. Raises InputError if it is another kind of file."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read(path)
     if any(not {"sha256", "method", "cpu", "m_total"} <= row.keys() for row in rows):
         raise InputError(f"{path} was not written by export/arm64/run.py", "name its CSV file")
     return rows
@@ -278,32 +269,13 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def _environment(content: Mapping[str, Any], threads: int, runs: int, busy: float) -> Row:
     """The facts that every row carries."""
-    state = manifest.git_state()
     tools = manifest.toolchain()
     return {
         "network": content["model"]["arch"],
         "threads": threads,
         "runs": runs,
         "load_before": round(busy, 2),
-        "machine": f"{_cpu()} ({os.cpu_count()} cores)",
+        "machine": machine(),
         **{tool: tools.get(tool) or "" for tool in ("torch", "executorch", "onnxruntime")},
-        "commit": f"{state['git'] or ''}{'-dirty' if state['dirty'] else ''}",
-        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        **origin(),
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = FilePath("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown processor"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown processor"
-
-
-def write(path: FilePath, rows: Sequence[Row]) -> None:
-    """Write the rows as CSV. Raises SetupError if that is impossible."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -67,7 +67,7 @@ def _answer(order: dict[str, Any], load: Any, golden: Any, fresh: bool) -> dict[
     before = start_peak() if fresh else None
     runner = load(order["key"], order["file"])
     started = time.perf_counter()
-    answer = runner(image, trimap, Request(order["method"], order["macs"]))
+    answer = runner(image, trimap, Request(**order["request"]))
     ms = (time.perf_counter() - started) * 1e3
     peak = None if before is None else (memory("VmHWM") or before) - before
     parity = compare([tensors[order["alpha"]]], [answer.alpha], NO_GATE)

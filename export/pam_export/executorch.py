@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 from pam_mobile.errors import IntegrityError, UsageError
 
-from .artifact import Answer, Info, Part, Request, Runner, text
+from .artifact import Answer, Info, Part, Request, Runner, floats, text
 from .quantize import quantise, report
 from .quiet import quiet
 from .rewrite import for_xnnpack
@@ -121,9 +121,7 @@ def load(path: FilePath) -> Runner:
     load_method = cache(program.load_method)
 
     def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
-        # The runtime reads memory as it lies: an image with channels-last strides would be taken for another.
-        outputs = load_method(request.method).execute(((image / 255).contiguous(), (trimap / 255).contiguous()))
-        return Answer(outputs[0].clone())
+        return Answer(load_method(request.method).execute(floats(image, trimap))[0].clone())
 
     return run
 

@@ -18,8 +18,8 @@ from pam_mobile.budget import StepPlanner, knapsack
 from pam_mobile.path import Path
 
 from . import executorch
-from .adaptive import Adaptive, branch
-from .artifact import PLANNED, STEPWISE, Answer, Info, Part, Request, Runner
+from .adaptive import Adaptive, branch, only
+from .artifact import PLANNED, STEPWISE, Answer, Info, Part, Request, Runner, floats
 from .controller import Costs, require_way
 from .quiet import quiet
 
@@ -32,13 +32,10 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
 
     Returns the manifest's `backend`. Raises IntegrityError if an operation is left outside a delegate.
     """
-    (part,) = parts
-    adaptive = part.module
-    assert isinstance(adaptive, Adaptive)
+    adaptive, inputs = only(parts)
     with quiet("lowering to ExecuTorch"), executorch.no_collection(), torch.no_grad():
         programs = {
-            name: executorch.exported(_ChannelsLast(module), inputs)
-            for name, module, inputs in methods(adaptive, part.inputs)
+            name: executorch.exported(_ChannelsLast(module), taken) for name, module, taken in methods(adaptive, inputs)
         }
         wiring = {f"{WIRING}_{i}": piece.inputs for i, piece in enumerate(adaptive.pieces())}
         edge = executorch.lower_all(programs, {**info, **adaptive.costs.info(WAYS), **wiring})
@@ -85,7 +82,7 @@ def load(path: FilePath) -> Runner:
         decide = (
             _planned(costs, request.macs, call) if request.method == PLANNED else _stepwise(costs, request.macs, call)
         )
-        values, bits = [(image / 255).contiguous(), (trimap / 255).contiguous()], []
+        values, bits = [*floats(image, trimap)], []
         values += call(BEGIN, *(values[number] for number in wiring[0]))
         for unit, numbers in enumerate(wiring[1:]):
             taken = [values[number] for number in numbers]

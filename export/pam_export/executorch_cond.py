@@ -13,14 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pam_mobile.path import Path
-
 from . import executorch
-from .adaptive import Adaptive
-from .artifact import FORWARD, STEPWISE, Answer, Info, Part, Request, Runner
+from .adaptive import only
+from .artifact import FORWARD, STEPWISE, Answer, Info, Part, Request, Runner, floats
 from .controller import Costs, require_way
 from .quiet import quiet
-from .scripted import Switch, driver, numbers
+from .scripted import Switch, driver, numbers, path_of
 
 WAYS = (STEPWISE,)
 
@@ -31,9 +29,7 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
     Returns the manifest's `backend`; what is left outside the delegates counts the budget and copies the results of branches.
     Raises IntegrityError if an operation of the network is left outside.
     """
-    (part,) = parts
-    adaptive = part.module
-    assert isinstance(adaptive, Adaptive)
+    adaptive, inputs = only(parts)
     lowered: list[Lowered] = []
 
     def lower(module: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
@@ -41,9 +37,9 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
         return lowered[-1]
 
     with quiet("lowering to ExecuTorch"), executorch.no_collection(), torch.no_grad():
-        graph = driver(adaptive, part.inputs, lower, Condition)
+        graph = driver(adaptive, inputs, lower, Condition)
         budget = numbers(adaptive.costs, 2 * adaptive.costs.table.largest)
-        program = torch.export.export(graph, (*part.inputs, *budget), strict=True)
+        program = torch.export.export(graph, (*inputs, *budget), strict=True)
         constants = executorch.constants({**info, **adaptive.costs.info(WAYS)})
         edge = _to_edge(program, constants)
         outside = _outside(edge.exported_program().graph_module)
@@ -59,9 +55,9 @@ def load(path: FilePath) -> Runner:
 
     def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
         require_way(request, WAYS)
-        pair = (image / 255).contiguous(), (trimap / 255).contiguous()
-        alpha, ran = program.load_method(FORWARD).execute((*pair, *numbers(costs, request.macs)))
-        return Answer(alpha, Path(tuple(bool(bit) for bit in ran.flatten())))
+        inputs = (*floats(image, trimap), *numbers(costs, request.macs))
+        alpha, ran = program.load_method(FORWARD).execute(inputs)
+        return Answer(alpha, path_of(ran))
 
     return run
 

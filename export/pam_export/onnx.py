@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pam_mobile.errors import IntegrityError
 
-from .artifact import Answer, Info, Pair, Part, Request, Runner, text
+from .artifact import Answer, Info, Pair, Part, Request, Runner, floats, text
 from .quiet import quiet
 from .wrapper import ALPHA, IMAGE, TRIMAP
 
@@ -174,7 +174,7 @@ def load(path: FilePath) -> Runner:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
-        (alpha,) = session.run([ALPHA], _feed(image / 255, trimap / 255))
+        (alpha,) = session.run([ALPHA], _feed(*floats(image, trimap)))
         return Answer(torch.from_numpy(alpha))
 
     return run

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from pam_mobile.data.trimap import BACKGROUND, FOREGROUND, UNKNOWN
 
+from .artifact import Pair, floats
+
 SYNTHETIC = 4
 SEED = 20240607
 
@@ -40,9 +42,9 @@ class Case:
     image: Tensor
     trimap: Tensor
 
-    def inputs(self) -> tuple[Tensor, Tensor]:
+    def inputs(self) -> Pair:
         """The float tensors that the PyTorch network takes."""
-        return self.image / 255, self.trimap / 255
+        return floats(self.image, self.trimap)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from pam_mobile.errors import SetupError, UsageError
 
@@ -96,7 +97,9 @@ _executorch = partial(
     load=executorch.load,
     facts=executorch.facts,
 )
-_ahead = partial(_executorch, form=SINGLE, precision="fp32", gate=EXACT, executed=False, how=LOWERED, load=None)
+_exact = partial(_executorch, precision="fp32", gate=EXACT)
+_int8 = partial(_executorch, precision="int8", gate=INT8, build=executorch.build_int8, calibrated=True)
+_ahead = partial(_exact, form=SINGLE, executed=False, how=LOWERED, load=None)
 _coreml = partial(
     Recipe,
     target="coreml",
@@ -108,6 +111,8 @@ _coreml = partial(
     load=coreml.load,
     facts=coreml.facts,
 )
+_half = partial(_coreml, precision="fp16", gate=HALF)
+_linear8 = partial(_coreml, precision="int8", gate=COMPRESSED, build=coreml.build_linear8)
 _torchscript = partial(
     Recipe,
     target="torchscript",
@@ -132,42 +137,26 @@ _onnx = partial(
     load=onnx.load,
     facts=onnx.facts,
 )
+
+
+def _choosing(module: Any) -> dict[str, Any]:
+    """What the row of an adaptive artifact takes from the module that makes it."""
+    return {"form": ADAPTIVE, "build": module.build, "load": module.load, "selection": module.WAYS}
+
+
 ROWS = (
-    _executorch(form=SINGLE, precision="fp32", gate=EXACT, build=executorch.build),
-    _executorch(form=SINGLE, precision="int8", gate=INT8, build=executorch.build_int8, calibrated=True),
-    _executorch(form=SHARED, precision="fp32", gate=EXACT, build=executorch.build),
-    _executorch(form=SHARED, precision="int8", gate=INT8, build=executorch.build_int8, calibrated=True),
-    _executorch(
-        form=ADAPTIVE,
-        precision="fp32",
-        gate=EXACT,
-        build=executorch_adaptive.build,
-        load=executorch_adaptive.load,
-        selection=executorch_adaptive.WAYS,
-    ),
-    _executorch(
-        target="executorch-cond",
-        form=ADAPTIVE,
-        precision="fp32",
-        suffix="cond.pte",
-        gate=EXACT,
-        build=executorch_cond.build,
-        load=executorch_cond.load,
-        selection=executorch_cond.WAYS,
-    ),
-    _coreml(form=SINGLE, precision="fp16", gate=HALF, build=coreml.build),
-    _coreml(form=SINGLE, precision="int8", gate=COMPRESSED, build=coreml.build_linear8),
+    _exact(form=SINGLE, build=executorch.build),
+    _int8(form=SINGLE),
+    _exact(form=SHARED, build=executorch.build),
+    _int8(form=SHARED),
+    _exact(**_choosing(executorch_adaptive)),
+    _exact(target="executorch-cond", suffix="cond.pte", **_choosing(executorch_cond)),
+    _half(form=SINGLE, build=coreml.build),
+    _linear8(form=SINGLE),
     _coreml(form=SINGLE, precision="palette6", gate=COMPRESSED, build=coreml.build_palette6),
-    _coreml(form=SHARED, precision="fp16", gate=HALF, build=coreml.build),
-    _coreml(form=SHARED, precision="int8", gate=COMPRESSED, build=coreml.build_linear8),
-    _coreml(
-        form=ADAPTIVE,
-        precision="fp16",
-        gate=HALF,
-        build=coreml_adaptive.build,
-        load=coreml_adaptive.load,
-        selection=coreml_adaptive.WAYS,
-    ),
+    _half(form=SHARED, build=coreml.build),
+    _linear8(form=SHARED),
+    _half(**_choosing(coreml_adaptive)),
     _torchscript(form=SINGLE, build=torchscript.build, load=torchscript.load),
     _torchscript(
         form=ADAPTIVE,
@@ -189,6 +178,11 @@ def recipe(key: str) -> Recipe:
     if key not in RECIPES:
         raise UsageError(f"unknown kind of artifact {key!r}", f"choose among {', '.join(RECIPES)}")
     return RECIPES[key]
+
+
+def recipe_of(artifact: Mapping[str, Any]) -> Recipe:
+    """The recipe of an artifact of a manifest. Raises UsageError if there is none."""
+    return recipe("/".join(artifact[name] for name in ("target", "form", "precision")))
 
 
 def select(targets: Sequence[str], forms: Sequence[str], precisions: Sequence[str] = ()) -> list[Recipe]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
+from pam_mobile.path import Path
+
 from .adaptive import Adaptive, branch
 from .artifact import Pair
 from .controller import Costs
@@ -63,6 +65,11 @@ def numbers(costs: Costs, macs: int) -> tuple[Tensor, Tensor]:
     """A budget as the graph takes it: position and spare. Raises BudgetError if no path fits."""
     spare = costs.spare(macs)
     return torch.full(NUMBER, costs.position(macs)), torch.full(NUMBER, float(spare))
+
+
+def path_of(ran: Tensor) -> Path:
+    """The path that a graph says it took.  ran: (1, units, 1, 1) of 0 and 1."""
+    return Path(tuple(bool(bit) for bit in ran.flatten()))
 
 
 def driver(adaptive: Adaptive, inputs: Pair, prepare: Prepare, kind: type[Switch] = Switch) -> fx.GraphModule:

@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pam_mobile.path import Path
-
-from .adaptive import Adaptive
-from .artifact import STEPWISE, Answer, Info, Part, Request, Runner, text
+from .adaptive import only
+from .artifact import STEPWISE, Answer, Info, Part, Request, Runner, floats, text
 from .controller import Costs, require_way
 from .quiet import quiet
-from .scripted import numbers, script
+from .scripted import numbers, path_of, script
 
 WAYS = (STEPWISE,)
 FACTS = "extra/"
@@ -34,11 +32,9 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
 
 def build_adaptive(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
     """The same for an Adaptive, scripted; what the host must know goes into the extra files, too."""
-    (part,) = parts
-    adaptive = part.module
-    assert isinstance(adaptive, Adaptive)
+    adaptive, inputs = only(parts)
     with quiet("writing TorchScript"), torch.no_grad(), _clean_slate():
-        return _write(script(adaptive, part.inputs), path, {**info, **adaptive.costs.info(WAYS)})
+        return _write(script(adaptive, inputs), path, {**info, **adaptive.costs.info(WAYS)})
 
 
 def load(path: FilePath) -> Runner:
@@ -47,7 +43,7 @@ def load(path: FilePath) -> Runner:
 
     def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
         with torch.no_grad():
-            return Answer(module(image / 255, trimap / 255))
+            return Answer(module(*floats(image, trimap)))
 
     return run
 
@@ -59,8 +55,8 @@ def load_adaptive(path: FilePath) -> Runner:
     def run(image: Tensor, trimap: Tensor, request: Request) -> Answer:
         require_way(request, WAYS)
         with torch.no_grad():
-            alpha, ran = module(image / 255, trimap / 255, *numbers(costs, request.macs))
-        return Answer(alpha, Path(tuple(bool(bit) for bit in ran.flatten())))
+            alpha, ran = module(*floats(image, trimap), *numbers(costs, request.macs))
+        return Answer(alpha, path_of(ran))
 
     return run
 

@@ -16,10 +16,10 @@ from pam_mobile.files import sha256
 from pam_mobile.reporter import Reporter, Silent
 
 from . import manifest
-from .artifact import Request
+from .artifact import request_of
 from .child import Job, Outcome, Question, run_isolated
 from .parity import Gate, compare, worst
-from .recipe import recipe
+from .recipe import recipe_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def verify_folder(folder: FilePath, reporter: Reporter | None = None) -> list[Ch
     for target in sorted({artifact["target"] for artifact in artifacts}):
         group = [artifact for artifact in artifacts if artifact["target"] == target]
         for artifact in group:
-            recipe(_key(artifact)).require()
+            recipe_of(artifact).require()
         checks |= {check.file: check for check in _run(folder, group)}
     ordered = [checks[artifact["name"]] for artifact in artifacts]
     for check in ordered:
@@ -69,22 +69,18 @@ def check_files(folder: FilePath, content: Mapping[str, Any]) -> None:
         raise IntegrityError(f"{folder / unlisted[0]} is not listed in {manifest.NAME}", "remove it, or export again")
 
 
-def _key(artifact: Mapping[str, Any]) -> str:
-    return f"{artifact['target']}/{artifact['form']}/{artifact['precision']}"
-
-
 def _run(folder: FilePath, artifacts: Sequence[Mapping[str, Any]]) -> list[Check]:
     golden = cache(lambda file: load_file(folder / file))
     jobs, expected = [], []
     for artifact in artifacts:
         tensors = [golden(method["golden"]["file"]) for method in artifact["methods"]]
-        compared = recipe(_key(artifact)).compared
+        row = recipe_of(artifact)
         asked = [
-            Question(Request(m["name"], 0 if m["path"] else m["budget"]["limit_macs"]), t["image"], t["trimap"])
-            for m, t in zip(artifact["methods"], tensors, strict=True)
-            if compared
+            Question(request_of(method), t["image"], t["trimap"])
+            for method, t in zip(artifact["methods"], tensors, strict=True)
+            if row.compared
         ]
-        jobs.append(Job(_key(artifact), folder / artifact["name"], asked))
+        jobs.append(Job(row.key, folder / artifact["name"], asked))
         expected.append([t[m["golden"]["alpha"]] for m, t in zip(artifact["methods"], tensors, strict=True)])
     return [judge(*triple) for triple in zip(artifacts, expected, run_isolated(jobs), strict=True)]
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pam_mobile.model.prior import ColourPrior
 from pam_mobile.model.subnet import extract
 from pam_mobile.model.supernet import Supernet
+from pam_mobile.model.trunk import known_masks
 from pam_mobile.path import Path
 
 from .plain import plain
@@ -26,6 +28,19 @@ class Wrapper(nn.Module):
         """image: (1, 3, H, W) sRGB in [0, 1]; trimap: (1, 1, H, W) of 0, 0.5, 1. Returns alpha (1, 1, H, W) in [0, 1]."""
         alpha: Tensor = self.network(image, trimap)
         return alpha
+
+
+class PriorAlone(nn.Module):
+    """The colour prior with the inputs of a network, to measure what it takes of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior = ColourPrior()
+
+    def forward(self, image: Tensor, trimap: Tensor) -> Tensor:
+        """As Wrapper.forward, but returns what the prior says (1, 3, H, W)."""
+        guess: Tensor = self.prior(image, *known_masks(trimap))
+        return guess
 
 
 def network_of(supernet: Supernet, path: Path) -> nn.Module:

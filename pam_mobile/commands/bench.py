@@ -46,6 +46,7 @@ def bench(
 ) -> Result:
     """Time every artifact of an export folder on this machine, in turns, and show what is known of it elsewhere."""
     from pam_export import bench as library
+    from pam_export import rows as table
 
     from ..errors import UsageError
 
@@ -53,7 +54,7 @@ def bench(
         raise UsageError(f"{out} is inside the export folder, whose manifest lists every file", "choose another --out")
     rows = library.bench_folder(folder, threads=threads, runs=runs, counts=counts or library.COUNTS, reporter=reporter)
     if out is not None:
-        library.write(out, rows)
+        table.write(out, rows)
     return Result({"folder": str(folder), "rows": rows}, "\n\n".join([_table(rows), *_notes(rows, out)]))
 
 

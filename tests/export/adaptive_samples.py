@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -12,12 +12,16 @@ from export_samples import SIZE, lively, mini
 
 from pam_export.adaptive import Adaptive
 from pam_export.artifact import PLANNED, STEPWISE, Part, Request, Runner
+from pam_export.controller import Costs
 from pam_export.parity import Case, cases
 from pam_mobile.budget import Budget
 from pam_mobile.cost import CostTable
 from pam_mobile.errors import BudgetError
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path, PathSpace
+
+IMAGES = cases(SIZE)[:3]
+INFO = {"arch": "mini", "size": SIZE}
 
 
 @torch.no_grad()
@@ -77,6 +81,13 @@ def check_refusals(run: Runner, supernet: Supernet, ways: tuple[str, ...], case:
     for way in {PLANNED, STEPWISE, "forward"} - set(ways):
         with pytest.raises(ValueError, match=f"chooses its path {' or '.join(ways)}, not {way}"):
             run(case.image, case.trimap, Request(way, table.largest * 2))
+
+
+def check_facts(facts: Mapping[str, str], supernet: Supernet, ways: Sequence[str]) -> None:
+    """An artifact of `INFO` says all that a host must know."""
+    assert Costs.of_facts(facts) == Costs.of(supernet, SIZE)
+    assert facts["selection"] == ",".join(ways)
+    assert facts.items() >= {key: str(value) for key, value in INFO.items()}.items()
 
 
 def mixed(taken: set[str]) -> bool:

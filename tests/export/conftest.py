@@ -9,6 +9,7 @@ from pathlib import Path as FilePath
 
 import pytest
 import torch
+from adaptive_samples import choosy
 from export_samples import CHOICES, MODEL, SIZE, lively, mini
 
 from pam_export import export_folder
@@ -36,6 +37,18 @@ def supernet() -> Supernet:
 def prior_supernet() -> Supernet:
     with one_thread():
         return lively(mini(prior=True), SIZE)
+
+
+@pytest.fixture(scope="session")
+def chooser() -> Supernet:
+    with one_thread():
+        return choosy()
+
+
+@pytest.fixture(scope="session")
+def prior_chooser() -> Supernet:
+    with one_thread():
+        return choosy(prior=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adaptive_samples import check_promises, check_refusals, choosy, mixed, parts
+from adaptive_samples import IMAGES, INFO, check_facts, check_promises, check_refusals, choosy, mixed, parts
 from export_samples import SIZE, lively, mini
 from torch import Tensor
 
@@ -16,18 +16,10 @@ from pam_export import executorch, executorch_adaptive
 from pam_export.adaptive import Adaptive, branch
 from pam_export.artifact import PLANNED, STEPWISE, Request, text
 from pam_export.controller import Costs
-from pam_export.parity import cases
 from pam_mobile.cost import CostTable
 from pam_mobile.model.presets import Preset, preset
 from pam_mobile.model.supernet import Supernet, margin
 from pam_mobile.path import Path, PathSpace
-
-IMAGES = cases(SIZE)[:3]
-
-
-@pytest.fixture(scope="module")
-def chooser() -> Supernet:
-    return choosy()
 
 
 def wide() -> Preset:
@@ -98,7 +90,7 @@ def test_what_is_spare_is_counted_exactly(chooser: Supernet) -> None:
 def pte(chooser: Supernet, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
     pytest.importorskip("executorch")
     path = tmp_path_factory.mktemp("adaptive") / "adaptive.pte"
-    backend = executorch_adaptive.build(parts(chooser), path, {"arch": "mini", "size": SIZE})
+    backend = executorch_adaptive.build(parts(chooser), path, INFO)
     assert (backend["leftovers"], backend["delegates"]) == (0, 2 + 3 * len(chooser.units)), "one delegate per method"
     return path
 
@@ -112,8 +104,7 @@ def test_a_pte_takes_the_path_of_pytorch_within_every_budget(way: str, pte: File
 
 def test_a_pte_says_what_a_host_must_know(pte: FilePath, chooser: Supernet) -> None:
     facts = executorch.facts(pte)
-    assert Costs.of_facts(facts) == Costs.of(chooser, SIZE)
-    assert (facts["arch"], facts["selection"]) == ("mini", "planned,stepwise")
+    check_facts(facts, chooser, executorch_adaptive.WAYS)
     wiring = [facts[f"wiring_{i}"] for i in range(4)]
     assert wiring == [text(piece.inputs) for piece in Adaptive(chooser, SIZE).pieces()]
 

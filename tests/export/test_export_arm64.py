@@ -210,14 +210,24 @@ def test_only_counts_of_one_kind_are_compared(run: Any) -> None:
 
 def test_rows_replace_their_like_and_keep_the_rest(run: Any, tmp_path: FilePath) -> None:
     out = tmp_path / "new" / "rows.csv"
-    run.write(out, [row(100, 1.0), row(200, 2.0)])
-    run.write(out, [row(100, 1.5), row(100, 7.0, cpu="cortex-a73")])
+    run.merge(out, [row(100, 1.0), row(200, 2.0)])
+    run.merge(out, [row(100, 1.5), row(100, 7.0, cpu="cortex-a73")])
     kept = [(r["file"], r["cpu"], r["m_total"]) for r in run.read(out)]
     assert kept == [
         ("100.pte", "cortex-a73", "7.000"),
         ("100.pte", "cortex-a75", "1.500"),
         ("200.pte", "cortex-a75", "2.000"),
     ]
+
+
+def test_an_unknown_processor_is_refused_with_those_that_are_known(
+    run: Any, tmp_path: FilePath, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = run.parser_of("counts", tmp_path)
+    assert parser.parse_args(["--cpu", "cortex-a53, cortex-a76"]).cpu == ["cortex-a53", "cortex-a76"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--cpu", "cortex-a75,z80"])
+    assert "unknown processor 'z80', choose among cortex-a53" in capsys.readouterr().err
 
 
 @pytest.fixture

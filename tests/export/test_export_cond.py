@@ -5,29 +5,20 @@ from __future__ import annotations
 from pathlib import Path as FilePath
 
 import pytest
-from adaptive_samples import check_promises, check_refusals, choosy, mixed, parts
-from export_samples import SIZE
+from adaptive_samples import IMAGES, INFO, check_facts, check_promises, check_refusals, mixed, parts
 
 from pam_export import executorch, executorch_cond
 from pam_export.artifact import STEPWISE
 from pam_export.controller import Costs
-from pam_export.parity import cases
 from pam_mobile.model.supernet import Supernet
 
 pytest.importorskip("executorch")
-
-IMAGES = cases(SIZE)[:3]
-
-
-@pytest.fixture(scope="module")
-def chooser() -> Supernet:
-    return choosy()
 
 
 @pytest.fixture(scope="module")
 def pte(chooser: Supernet, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
     path = tmp_path_factory.mktemp("cond") / "cond.pte"
-    backend = executorch_cond.build(parts(chooser), path, {"arch": "mini", "size": SIZE})
+    backend = executorch_cond.build(parts(chooser), path, INFO)
     units = len(chooser.units)
     assert backend["delegates"] == 3 * units + (units + 1), "a head and two branches per unit, and what lies between"
     assert 0 < backend["leftovers"] < 15 * units
@@ -42,8 +33,7 @@ def test_it_takes_the_path_of_pytorch_within_every_budget(pte: FilePath, chooser
 
 def test_it_says_what_a_host_must_know(pte: FilePath, chooser: Supernet) -> None:
     facts = executorch.facts(pte)
-    assert Costs.of_facts(facts) == Costs.of(chooser, SIZE)
-    assert (facts["arch"], facts["selection"]) == ("mini", STEPWISE)
+    check_facts(facts, chooser, executorch_cond.WAYS)
 
 
 def test_a_host_that_allows_too_much_would_be_caught(

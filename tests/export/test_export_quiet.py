@@ -81,7 +81,7 @@ def test_the_benchmark_runs(
     assert "random weights" in capsys.readouterr().out
     (row,) = csv.DictReader(out.read_text().splitlines())
     assert ",".join(row) == (
-        "case,preset,prior,path,macs,size,threads,eager_ms,pte_ms,ratio,runs,torch,executorch,cpu,date_utc,commit"
+        "case,preset,prior,path,macs,size,threads,eager_ms,pte_ms,ratio,runs,torch,executorch,cpu,commit,date_utc"
     )
     assert row["path"] != "111"
     assert float(row["eager_ms"]) > 0

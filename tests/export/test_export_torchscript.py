@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path as FilePath
 
 import pytest
-from adaptive_samples import check_promises, check_refusals, choosy, mixed, parts
+from adaptive_samples import IMAGES, INFO, check_facts, check_promises, check_refusals, mixed, parts
 from export_samples import SIZE, alphas_of, single
 
 from pam_export import scripted, torchscript
@@ -19,19 +19,13 @@ from pam_mobile.model.subnet import parameter_count
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
 
-IMAGES = cases(SIZE)[:3]
 EXACT = Gate(1e-4, 1e-5)
 
 
 @pytest.fixture(scope="module")
-def chooser() -> Supernet:
-    return choosy(prior=True)
-
-
-@pytest.fixture(scope="module")
-def adaptive(chooser: Supernet, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
+def adaptive(prior_chooser: Supernet, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
     path = tmp_path_factory.mktemp("adaptive") / "adaptive.pt"
-    torchscript.build_adaptive(parts(chooser), path, {"arch": "mini", "size": SIZE})
+    torchscript.build_adaptive(parts(prior_chooser), path, INFO)
     return path
 
 
@@ -62,12 +56,12 @@ def test_a_fixed_path_holds_its_own_weights_only(prior_supernet: Supernet, tmp_p
 
 
 def test_the_same_network_gives_the_same_bytes_whatever_was_scripted_before(
-    chooser: Supernet, adaptive: FilePath, tmp_path: FilePath
+    prior_chooser: Supernet, adaptive: FilePath, tmp_path: FilePath
 ) -> None:
-    write(chooser, "111", tmp_path / "first.pt")
-    torchscript.build_adaptive(parts(chooser), tmp_path / "again.pt", {"arch": "mini", "size": SIZE})
+    write(prior_chooser, "111", tmp_path / "first.pt")
+    torchscript.build_adaptive(parts(prior_chooser), tmp_path / "again.pt", INFO)
     assert (tmp_path / "again.pt").read_bytes() == adaptive.read_bytes()
-    assert write(chooser, "111", tmp_path / "second.pt").read_bytes() == (tmp_path / "first.pt").read_bytes()
+    assert write(prior_chooser, "111", tmp_path / "second.pt").read_bytes() == (tmp_path / "first.pt").read_bytes()
 
 
 def test_nothing_inside_tells_of_the_machine_that_made_it(adaptive: FilePath) -> None:
@@ -80,33 +74,32 @@ def test_nothing_inside_tells_of_the_machine_that_made_it(adaptive: FilePath) ->
         assert {info.date_time for info in file.infolist()} == {torchscript.EPOCH}
 
 
-def test_it_takes_the_path_of_pytorch_within_every_budget(adaptive: FilePath, chooser: Supernet) -> None:
+def test_it_takes_the_path_of_pytorch_within_every_budget(adaptive: FilePath, prior_chooser: Supernet) -> None:
     run = torchscript.load_adaptive(adaptive)
-    assert mixed(check_promises(run, chooser, STEPWISE, IMAGES, 1e-4))
-    check_refusals(run, chooser, torchscript.WAYS, IMAGES[0])
+    assert mixed(check_promises(run, prior_chooser, STEPWISE, IMAGES, 1e-4))
+    check_refusals(run, prior_chooser, torchscript.WAYS, IMAGES[0])
     facts = torchscript.facts(adaptive)
-    assert Costs.of_facts(facts) == Costs.of(chooser, SIZE)
-    assert (facts["arch"], facts["selection"]) == ("mini", STEPWISE)
+    check_facts(facts, prior_chooser, torchscript.WAYS)
 
 
 def test_exchanged_branches_would_be_caught(
-    chooser: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+    prior_chooser: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scripted, "branch", lambda piece, run: branch(piece, not run))
-    torchscript.build_adaptive(parts(chooser), tmp_path / "exchanged.pt", {})
+    torchscript.build_adaptive(parts(prior_chooser), tmp_path / "exchanged.pt", {})
     with pytest.raises(AssertionError, match="not close"):
-        check_promises(torchscript.load_adaptive(tmp_path / "exchanged.pt"), chooser, STEPWISE, IMAGES, 1e-4)
+        check_promises(torchscript.load_adaptive(tmp_path / "exchanged.pt"), prior_chooser, STEPWISE, IMAGES, 1e-4)
 
 
 def test_a_wrong_cost_inside_would_be_caught(
-    chooser: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+    prior_chooser: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = property(lambda costs: (0,) * len(costs.deltas))
     with monkeypatch.context() as patch:
         patch.setattr(Costs, "steps", free)
-        torchscript.build_adaptive(parts(chooser), tmp_path / "free.pt", {})
+        torchscript.build_adaptive(parts(prior_chooser), tmp_path / "free.pt", {})
     with pytest.raises(AssertionError, match="breaks the budget"):
-        check_promises(torchscript.load_adaptive(tmp_path / "free.pt"), chooser, STEPWISE, IMAGES, 1e-4)
+        check_promises(torchscript.load_adaptive(tmp_path / "free.pt"), prior_chooser, STEPWISE, IMAGES, 1e-4)
 
 
 def test_only_the_branch_that_is_taken_is_computed(adaptive: FilePath) -> None:
