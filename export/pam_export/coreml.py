@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path as FilePath
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -28,7 +29,10 @@ COMPRESSED_FROM = 2048
 """Weights with fewer elements stay float16."""
 SPEC, ITEMS = "Data/com.apple.CoreML/model.mlmodel", "Manifest.json"
 DEBUG = "executorch_debug_handle_mapping.json"
+WEIGHT = "weight"
 Compress = Callable[[Any], Any]
+Select = Callable[[Any], bool]
+"""Of operations of a MIL program."""
 
 
 def build(parts: Sequence[Part], path: FilePath, info: Info, compress: Compress | None = None) -> dict[str, Any]:
@@ -46,10 +50,47 @@ def build(parts: Sequence[Part], path: FilePath, info: Info, compress: Compress 
             _save_functions({part.name: model for part, model in zip(parts, models, strict=True)}, path)
         else:
             models[0].save(str(path))
-        describe(path, info)
-        settle(path)
-        types = Counter(operation_types(mil.load(path)))
-    total = types["fp32"] + types["fp16"]
+        return finish(path, info) | {"min_os": SHARED_OS if shared else SINGLE_OS}
+
+
+def convert(module: nn.Module, inputs: Pair, half: Select | None = None) -> Any:
+    """The Core ML model. half: selector of the operations that become float16, `behind_first_convolution` if None."""
+    # Not torch.jit.trace: it keeps sizes as tensors, on which the converter fails where the prior pads an odd size.
+    program = torch.export.export(module, inputs).run_decompositions({})
+    return to_model(program, inputs, half or behind_first_convolution())
+
+
+def to_model(
+    program: Any, inputs: Pair, half: Select, numbers: Sequence[str] = (), outputs: Sequence[str] = (ALPHA,)
+) -> Any:
+    """The Core ML model of an exported or scripted program.
+
+    numbers: names of inputs (1, 1, 1, 1) that follow image and trimap; all outputs are float32.
+    """
+    import coremltools as ct
+
+    colours = ((IMAGE, ct.colorlayout.RGB), (TRIMAP, ct.colorlayout.GRAYSCALE))
+    images = [
+        ct.ImageType(name=name, shape=tensor.shape, scale=1 / 255, color_layout=layout)
+        for (name, layout), tensor in zip(colours, inputs, strict=True)
+    ]
+    return ct.convert(
+        program,
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS16,
+        compute_precision=ct.transform.FP16ComputePrecision(op_selector=half),
+        inputs=[*images, *(ct.TensorType(name=name, shape=(1, 1, 1, 1), dtype=np.float32) for name in numbers)],
+        outputs=[ct.TensorType(name=name, dtype=np.float32) for name in outputs],
+    )
+
+
+def finish(path: FilePath, info: Info) -> dict[str, Any]:
+    """Describe and settle a saved package. Returns the manifest's `backend`."""
+    describe(path, info)
+    settle(path)
+    program = mil.load(path)
+    types = Counter(operation_types(program))
+    total = types.total() - types[WEIGHT]
     return {
         "name": "coreml",
         "delegated_ops": total,
@@ -57,32 +98,12 @@ def build(parts: Sequence[Part], path: FilePath, info: Info, compress: Compress 
         "leftovers": 0,
         "float32_ops": types["fp32"],
         "float16_ops": types["fp16"],
-        "compressed_weights": types["weight"],
-        "min_os": SHARED_OS if shared else SINGLE_OS,
+        "compressed_weights": types[WEIGHT],
+        "conditions": sum(op.op_type == "cond" for op in operations(program)),
     }
 
 
-def convert(module: nn.Module, inputs: Pair, half: Callable[[Any], bool] | None = None) -> Any:
-    """The Core ML model. half: selector of the operations that become float16, `behind_first_convolution` if None."""
-    import coremltools as ct
-
-    # Not torch.jit.trace: it keeps sizes as tensors, on which the converter fails where the prior pads an odd size.
-    program = torch.export.export(module, inputs).run_decompositions({})
-    colours = ((IMAGE, ct.colorlayout.RGB), (TRIMAP, ct.colorlayout.GRAYSCALE))
-    return ct.convert(
-        program,
-        convert_to="mlprogram",
-        minimum_deployment_target=ct.target.iOS16,
-        compute_precision=ct.transform.FP16ComputePrecision(op_selector=half or behind_first_convolution()),
-        inputs=[
-            ct.ImageType(name=name, shape=tensor.shape, scale=1 / 255, color_layout=layout)
-            for (name, layout), tensor in zip(colours, inputs, strict=True)
-        ],
-        outputs=[ct.TensorType(name=ALPHA, dtype=np.float32)],
-    )
-
-
-def behind_first_convolution() -> Callable[[Any], bool]:
+def behind_first_convolution() -> Select:
     """Selector of the operations that may be float16: those behind a convolution with a kernel above 1.
 
     What lies before stays float32: the colour prior, which inverts 3x3 matrices and divides by small weights, and has 1x1
@@ -141,17 +162,49 @@ def _save_functions(models: dict[str, Any], path: FilePath) -> None:
 
 
 def describe(path: FilePath, info: Info) -> None:
-    """Make `info` the user-defined metadata of a saved package.
+    """Make `info` the user-defined metadata of a saved package, and its program short and always the same.
 
     What its models had would be lost where they are put together; what the converter left is a date, another one every day.
     """
     import coremltools as ct
 
     spec = ct.proto.Model_pb2.Model.FromString((path / SPEC).read_bytes())
+    for function in spec.mlProgram.functions.values():
+        names = {value.name: value.name for value in function.inputs}
+        for block in function.block_specializations.values():
+            _shorten(block, names | {name: name for name in block.outputs}, count())
     spec.description.metadata.shortDescription = "Path-adaptive image matting"
     spec.description.metadata.userDefined.clear()
     spec.description.metadata.userDefined.update({key: text(value) for key, value in info.items()})
     (path / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+
+
+def _shorten(block: Any, names: dict[str, str], numbers: Iterator[int]) -> None:
+    """Number the values of a block and its branches in order, but for those in `names`, and keep equal constants once.
+
+    The converter has numbers, too, but counts all programs of a process; its names and constants are half of a program's text.
+    """
+    constants: dict[bytes, str] = {}
+    operations = list(block.operations)
+    del block.operations[:]
+    for op in operations:
+        if op.type == "const":
+            name = op.outputs[0].name
+            first = constants.setdefault(op.attributes["val"].SerializeToString(deterministic=True), name)
+            if first != name:
+                names[name] = names[first]
+                continue
+        for argument in op.inputs.values():
+            for binding in argument.arguments:
+                if binding.WhichOneof("binding") == "name":
+                    binding.name = names[binding.name]
+        for branch in op.blocks:
+            _shorten(branch, dict(names), numbers)
+        for value in op.outputs:
+            value.name = names.setdefault(value.name, f"v{next(numbers)}")
+        op.attributes["name"].immediateValue.tensor.strings.values[:] = [op.outputs[0].name]
+        block.operations.append(op)
+    block.outputs[:] = [names[name] for name in block.outputs]
 
 
 def settle(path: FilePath) -> None:
@@ -166,8 +219,17 @@ def settle(path: FilePath) -> None:
 
 def operation_types(program: Any) -> list[str]:
     """Of every operation of a MIL program its result type, or `weight` if it only expands a compressed weight."""
-    operations = [op for function in program.functions.values() for op in function.operations if op.op_type != "const"]
-    return ["weight" if op.op_type in mil.WEIGHTS else mil.type_name(op.outputs[0]) for op in operations]
+    return [WEIGHT if op.op_type in mil.WEIGHTS else mil.type_name(op.outputs[0]) for op in operations(program)]
+
+
+def operations(program: Any) -> Iterator[Any]:
+    """Every operation of a MIL program that is no constant, those of branches included."""
+    blocks = list(program.functions.values())
+    while blocks:
+        for op in blocks.pop().operations:
+            if op.op_type != "const":
+                yield op
+            blocks += op.blocks
 
 
 def load(path: FilePath) -> Runner:

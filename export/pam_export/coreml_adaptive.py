@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pam_mobile.path import Path
-
 from . import coreml, mil
-from .adaptive import Adaptive
+from .adaptive import only
 from .artifact import STEPWISE, Answer, Info, Part, Request, Runner
 from .controller import Costs, require_way
 from .quiet import quiet
-from .scripted import NUMBER, PATH, POSITION, SPARE, Switch, numbers, script
+from .scripted import PATH, POSITION, SPARE, Switch, numbers, path_of, script
 from .wrapper import ALPHA, IMAGE, TRIMAP
 
 WAYS = (STEPWISE,)
@@ -29,47 +25,14 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
 
     Returns the manifest's `backend`.
     """
-    (part,) = parts
-    adaptive = part.module
-    assert isinstance(adaptive, Adaptive)
+    adaptive, inputs = only(parts)
     with quiet("converting to Core ML"), torch.no_grad():
-        convert(adaptive, part, choosing_in_float32()).save(str(path))
-        coreml.describe(path, {**info, **adaptive.costs.info(WAYS)})
-        coreml.settle(path)
-        operations = list(_operations(mil.load(path).functions[mil.MAIN]))
-    types = Counter(mil.type_name(op.outputs[0]) for op in operations)
-    return {
-        "name": "coreml",
-        "delegated_ops": len(operations),
-        "total_ops": len(operations),
-        "leftovers": 0,
-        "float32_ops": types["fp32"],
-        "float16_ops": types["fp16"],
-        "conditions": sum(op.op_type == "cond" for op in operations),
-        "min_os": coreml.SINGLE_OS,
-    }
+        program, half = script(adaptive, inputs), choosing_in_float32()
+        coreml.to_model(program, inputs, half, (POSITION, SPARE), (ALPHA, PATH)).save(str(path))
+        return coreml.finish(path, {**info, **adaptive.costs.info(WAYS)}) | {"min_os": coreml.SINGLE_OS}
 
 
-def convert(adaptive: Adaptive, part: Part, half: Callable[[Any], bool]) -> Any:
-    """The Core ML model. half: selector of the operations that become float16."""
-    import coremltools as ct
-
-    colours = ((IMAGE, ct.colorlayout.RGB), (TRIMAP, ct.colorlayout.GRAYSCALE))
-    images = [
-        ct.ImageType(name=name, shape=tensor.shape, scale=1 / 255, color_layout=layout)
-        for (name, layout), tensor in zip(colours, part.inputs, strict=True)
-    ]
-    return ct.convert(
-        script(adaptive, part.inputs),
-        convert_to="mlprogram",
-        minimum_deployment_target=ct.target.iOS16,
-        compute_precision=ct.transform.FP16ComputePrecision(op_selector=half),
-        inputs=[*images, *(ct.TensorType(name=name, shape=NUMBER, dtype=np.float32) for name in (POSITION, SPARE))],
-        outputs=[ct.TensorType(name=name, dtype=np.float32) for name in (ALPHA, PATH)],
-    )
-
-
-def choosing_in_float32() -> Callable[[Any], bool]:
+def choosing_in_float32() -> coreml.Select:
     """Selector of the operations that may be float16: as of a fixed path, but for what chooses the branches.
 
     Heads standardise small differences of means, and float16 cannot count what is left of a budget.
@@ -96,14 +59,6 @@ def load(path: FilePath) -> Runner:
         require_way(request, WAYS)
         position, spare = numbers(costs, request.macs)
         alpha, ran = mil.run(program, {IMAGE: image, TRIMAP: trimap, POSITION: position, SPARE: spare})
-        return Answer(alpha, Path(tuple(bool(bit) for bit in ran.flatten())))
+        return Answer(alpha, path_of(ran))
 
     return run
-
-
-def _operations(block: Any) -> Iterator[Any]:
-    for op in block.operations:
-        if op.op_type != "const":
-            yield op
-        for inner in op.blocks:
-            yield from _operations(inner)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any
@@ -10,44 +12,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adaptive_samples import check_promises, check_refusals, choosy, mixed, parts
-from export_samples import SIZE
+from adaptive_samples import IMAGES, INFO, check_facts, check_promises, check_refusals, mixed, parts
 from torch import Tensor
 
-from pam_export import coreml, coreml_adaptive, mil
+from pam_export import coreml, coreml_adaptive, manifest, mil
 from pam_export.artifact import STEPWISE
 from pam_export.controller import Costs
-from pam_export.parity import cases
 from pam_export.quiet import quiet
+from pam_mobile.files import sha256
 from pam_mobile.model.supernet import Supernet
 
 pytest.importorskip("coremltools")
 
-IMAGES = cases(SIZE)[:3]
 GATE = 2e-2
 
 
 @pytest.fixture(scope="module")
-def chooser() -> Supernet:
-    return choosy(prior=True)
-
-
-@pytest.fixture(scope="module")
-def package(chooser: Supernet, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
+def package(prior_chooser: Supernet, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
     path = tmp_path_factory.mktemp("adaptive") / "adaptive.mlpackage"
-    backend = coreml_adaptive.build(parts(chooser), path, {"arch": "mini", "size": SIZE})
-    assert backend["conditions"] == len(chooser.units)
+    backend = coreml_adaptive.build(parts(prior_chooser), path, INFO)
+    assert backend["conditions"] == len(prior_chooser.units)
     assert backend["float16_ops"] > 50
     return path
 
 
-def test_it_takes_the_path_of_pytorch_within_every_budget(package: FilePath, chooser: Supernet) -> None:
+def test_it_takes_the_path_of_pytorch_within_every_budget(package: FilePath, prior_chooser: Supernet) -> None:
     run = coreml_adaptive.load(package)
-    assert mixed(check_promises(run, chooser, STEPWISE, IMAGES, GATE))
-    check_refusals(run, chooser, coreml_adaptive.WAYS, IMAGES[0])
+    assert mixed(check_promises(run, prior_chooser, STEPWISE, IMAGES, GATE))
+    check_refusals(run, prior_chooser, coreml_adaptive.WAYS, IMAGES[0])
     facts = coreml.facts(package)
-    assert Costs.of_facts(facts) == Costs.of(chooser, SIZE)
-    assert (facts["arch"], facts["selection"]) == ("mini", STEPWISE)
+    check_facts(facts, prior_chooser, coreml_adaptive.WAYS)
 
 
 def operations(block: Any, inside: bool = False) -> Iterator[tuple[Any, bool]]:
@@ -73,32 +67,47 @@ def test_choosing_and_the_prior_are_float32_and_the_branches_float16(package: Fi
 
 
 def test_counting_the_budget_in_float16_would_break_the_promise(
-    chooser: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+    prior_chooser: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole numbers above 2048 are not exact in float16: a grain of one MAC shows it at this size, too."""
     monkeypatch.setattr(Costs, "grain", 1)
     monkeypatch.setattr(coreml_adaptive, "_chooses", lambda op: False)
-    coreml_adaptive.build(parts(chooser), tmp_path / "half.mlpackage", {})
+    coreml_adaptive.build(parts(prior_chooser), tmp_path / "half.mlpackage", {})
     with pytest.raises(AssertionError, match=r"breaks the budget|is not PyTorch's path"):
-        check_promises(coreml_adaptive.load(tmp_path / "half.mlpackage"), chooser, STEPWISE, IMAGES, GATE)
+        check_promises(coreml_adaptive.load(tmp_path / "half.mlpackage"), prior_chooser, STEPWISE, IMAGES, GATE)
 
 
-def program_and_weights(package: FilePath) -> tuple[list[str], bytes]:
-    """The specification as lines, without the numbers that the converter gives constants process by process, and the weights."""
-    import coremltools as ct
-
-    content = package / "Data" / "com.apple.CoreML"
-    spec = ct.proto.Model_pb2.Model.FromString((content / "model.mlmodel").read_bytes())
-    return re.sub(r"const_\d+", "const", str(spec)).splitlines(), (content / "weights" / "weight.bin").read_bytes()
+def digests(package: FilePath) -> dict[str, str]:
+    return {file.relative_to(package).as_posix(): sha256(file) for file in manifest.files_under(package)}
 
 
-def test_the_same_network_gives_the_same_program_and_weights(
-    package: FilePath, chooser: Supernet, tmp_path: FilePath
+def test_another_process_writes_the_same_bytes_whatever_it_converted_before(
+    package: FilePath, tmp_path: FilePath
 ) -> None:
-    coreml_adaptive.build(parts(chooser), tmp_path / "again.mlpackage", {"arch": "mini", "size": SIZE})
-    (lines, weights), (wanted, same) = program_and_weights(tmp_path / "again.mlpackage"), program_and_weights(package)
-    assert [pair for pair in zip(lines, wanted, strict=True) if pair[0] != pair[1]] == []
-    assert weights == same
+    code = (
+        "import sys, pathlib, torch, adaptive_samples as samples\n"
+        "from pam_export import coreml_adaptive\n"
+        "torch.set_num_threads(1)\n"
+        "for name in sys.argv[1:]:\n"
+        "    parts = samples.parts(samples.choosy(prior=True))\n"
+        "    coreml_adaptive.build(parts, pathlib.Path(name), samples.INFO)\n"
+    )
+    packages = [tmp_path / f"{name}.mlpackage" for name in ("first", "second")]
+    paths = os.pathsep.join([str(FilePath(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "17", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code, *packages], env=environment, check=True)
+    assert digests(packages[0]) == digests(packages[1]) == digests(package)
+
+
+def test_names_and_equal_constants_are_what_would_differ_and_swell(
+    package: FilePath, prior_chooser: Supernet, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coreml, "_shorten", lambda block, names, numbers: None)
+    for name in ("first", "second"):
+        coreml_adaptive.build(parts(prior_chooser), tmp_path / f"{name}.mlpackage", INFO)
+    first, second, short = (tmp_path / "first.mlpackage", tmp_path / "second.mlpackage", package)
+    assert digests(first) != digests(second)
+    assert (first / coreml.SPEC).stat().st_size > 2 * (short / coreml.SPEC).stat().st_size
 
 
 @pytest.mark.parametrize("sign", [1, -1])
