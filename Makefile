@@ -12,7 +12,7 @@ help:
 	@echo "make test         set up and run the tests"
 	@echo "make lint types   ruff and mypy"
 	@echo "make bench        measure speed on this machine, write export/results/*.csv"
-	@echo "make arm64 DIR=   run every .pte of an export on emulated AArch64 and count its instructions"
+	@echo "make arm64 DIR=   run the fixed-path .pte files of an export on emulated AArch64, count instructions"
 	@echo "make web DIR=     run every .onnx of an export in headless Chromium"
 	@echo "make gpu          check and measure the kernels on an NVIDIA GPU (under 10 minutes, no download)"
 	@echo "make gpu-train    train the preset phone on an NVIDIA GPU in sittings of 9 minutes (FROM=, OUT=, ARGS=)"
