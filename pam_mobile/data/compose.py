@@ -50,6 +50,8 @@ class Composer:
 
     scale: tuple[float, float] = (0.6, 1.4)
     """Source pixels per output pixel."""
+    sharp: float = 0.4
+    """Share of foregrounds that are shifted and mirrored only: what is resampled lacks the finest detail that photos have."""
     trimap_radius: tuple[float, float] = (1.0, 0.07)
     """Smallest width of the unknown band beyond the soft pixels in pixels, and largest as a share of the crop."""
     second: float = 0.1
@@ -94,8 +96,11 @@ class Composer:
     def _crops(self, bank: Bank, index: Tensor, crop: int, rng: Generator) -> Layer:
         """Random crops of the patches (N,), around a soft pixel each."""
         patches = bank.patches[index.to(bank.patches.device)].float()
-        matrix = random_affine(len(index), self.scale, rng)
-        planes = warp(patches, matrix, soft_point(patches[:, 4], rng), crop)
+        matrix, centre = random_affine(len(index), self.scale, rng), soft_point(patches[:, 4], rng)
+        sharp = torch.rand(len(index), generator=rng) < self.sharp
+        matrix[sharp] = torch.eye(2) * matrix[sharp].diagonal(dim1=1, dim2=2).sign()[:, None]
+        centre[sharp.to(centre.device)] += 0.5 * (1 - crop % 2)
+        planes = warp(patches, matrix, centre, crop)
         return self._layer(planes, matrix.det().abs().sqrt(), rng)
 
     def _compose(self, layer: Layer, bank: Bank, batch: int, rng: Generator) -> Batch:
