@@ -94,15 +94,6 @@ class StepPlanner:
         return Path(self.bits)
 
 
-def plan_by_steps(scores: Sequence[float], table: CostTable, macs: int) -> Path:
-    """The path that StepPlanner takes when the scores are known beforehand."""
-    _check_scores(scores, len(table.run))
-    planner = StepPlanner(table, macs)
-    for score in scores:
-        planner.decide(score)
-    return planner.path
-
-
 def _check_scores(scores: Sequence[float], units: int) -> None:
     if len(scores) != units:
         raise ValueError(f"scores has {len(scores)} entries, the network has {units} units")

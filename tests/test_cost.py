@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pam_kernels import Connect
-from pam_mobile.budget import Budget, knapsack, plan_by_steps
+from pam_mobile.budget import Budget, StepPlanner, knapsack
 from pam_mobile.cost import CostTable, padded, ppm_macs
 from pam_mobile.errors import BudgetError
 from pam_mobile.model.presets import PRESETS, preset
@@ -495,5 +495,6 @@ def test_an_old_preset_costs_what_it_always_did(name: str) -> None:
 
 def test_planning_by_steps_spends_the_heads_too() -> None:
     table = _reference_table("tiny")
-    assert plan_by_steps([1.0] * 9, table, table.largest + table.selection) == Path.all_run(9)
-    assert plan_by_steps([1.0] * 9, table, table.largest + table.selection - 1) != Path.all_run(9)
+    enough, too_little = (StepPlanner(table, table.largest + table.selection - missing) for missing in (0, 1))
+    assert all(enough.decide(1.0) for _ in range(9))
+    assert not all(too_little.decide(1.0) for _ in range(9))

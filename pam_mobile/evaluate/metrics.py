@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 
 from ..data.trimap import UNKNOWN, quantise_trimap
-from ..imageio import to_integers
 
 Normalisation = Literal["mat2gray", "none"]
 Region = Literal["unknown", "whole"]
@@ -32,14 +31,6 @@ class Scores(NamedTuple):
     mse: float
     grad: float
     conn: float
-
-
-def to_uint8(alpha: np.ndarray) -> np.ndarray:
-    """Round an alpha matte to the 8 bits that are scored; truncation would add half a level to every pixel.
-
-    alpha: any shape, float in [0, 1]. Returns uint8 of the same shape. Raises ValueError for NaN or another range.
-    """
-    return to_integers(alpha, 8)
 
 
 def sad(prediction: np.ndarray, target: np.ndarray, region: np.ndarray) -> float:

@@ -27,8 +27,8 @@ from pam_mobile.evaluate.metrics import (
     mse,
     sad,
     score,
-    to_uint8,
 )
+from pam_mobile.imageio import to_integers
 
 GOLDEN = Path(__file__).parent / "golden_metrics.json"
 METRICS = (sad, mse, gradient_error, connectivity_error)
@@ -226,21 +226,21 @@ def test_empty_intersection_counts_as_not_connected() -> None:
 
 def test_rounding_not_truncation() -> None:
     alpha = np.full((8, 8), 0.7 / 255, dtype=np.float32)
-    assert (to_uint8(alpha) == 1).all()
-    target = to_uint8(np.linspace(0, 1, 64, dtype=np.float64).reshape(8, 8))
+    assert (to_integers(alpha, 8) == 1).all()
+    target = to_integers(np.linspace(0, 1, 64, dtype=np.float64).reshape(8, 8), 8)
     truncated = (np.linspace(0, 1, 64).reshape(8, 8) * 255).astype(np.uint8)
     assert sad(truncated, target, _everywhere(target)) > 0
 
 
 @given(small_images)
 def test_every_level_survives_the_way_through_floats(image: np.ndarray) -> None:
-    np.testing.assert_array_equal(to_uint8(image.astype(np.float32) / 255), image)
+    np.testing.assert_array_equal(to_integers(image.astype(np.float32) / 255, 8), image)
 
 
 @pytest.mark.parametrize("bad", [math.nan, -0.1, 1.1, 255.0])
-def test_to_uint8_refuses_values_that_are_no_alpha(bad: float) -> None:
+def test_rounding_refuses_values_that_are_no_alpha(bad: float) -> None:
     with pytest.raises(ValueError, match=r"values must lie in \[0, 1\] without NaN, got \["):
-        to_uint8(np.array([[0.5, bad]]))
+        to_integers(np.array([[0.5, bad]]), 8)
 
 
 def test_trimap_greys_are_binned() -> None:
