@@ -1,6 +1,7 @@
 """Target `executorch`: a .pte in which every part is whole inside XNNPACK delegates, at a static shape, in float32 or int8.
 
-A part is a method of the file; the weights of several parts are stored once. The facts are methods, too, without inputs.
+A part is a method of the file; the weights of several parts are stored once, and in float32 their colour prior. The facts are methods,
+too, without inputs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from pam_mobile.errors import IntegrityError, UsageError
+from pam_mobile.model.prior import ColourPrior
 
 from .artifact import Answer, Info, Part, Request, Runner, floats, text
 from .quantize import quantise, report
@@ -26,6 +28,7 @@ from .rewrite import for_xnnpack
 from .scalars import lift_scalars
 
 XNNPACK = "XNNPACK"
+TAG, PRIOR = "delegation_tag", "prior"
 REWRITE = "this network needs another rewrite for XNNPACK, or another operation; please report it"
 
 
@@ -35,7 +38,8 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
     Returns the manifest's `backend`. Raises IntegrityError if an operation is left outside the delegates.
     """
     with quiet("lowering to ExecuTorch"), no_collection(), torch.no_grad():
-        return _write({part.name: exported(part.module, part.inputs) for part in parts}, path, info)
+        programs = {part.name: exported(part.module, part.inputs) for part in parts}
+        return _write(programs, path, info, prior_apart=len(parts) > 1)
 
 
 def build_int8(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
@@ -59,16 +63,44 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     return torch.export.export(lift_scalars(program.module(check_guards=False)), inputs)
 
 
-def lower_all(programs: Mapping[str, ExportedProgram], info: Info) -> Any:
-    """The edge program of all methods with everything that XNNPACK takes delegated to it."""
+def lower_all(programs: Mapping[str, ExportedProgram], info: Info, prior_apart: bool = False) -> Any:
+    """The edge program of all methods with everything that XNNPACK takes delegated to it.
+
+    prior_apart: the colour prior, with what it needs, becomes a delegate of its own. It is the same on every path, and of equal
+    delegates a file holds one.
+    """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
+    class PriorApart(XnnpackPartitioner):
+        def partition(self, program: ExportedProgram) -> Any:
+            result = super().partition(program)
+            for node in _up_to_prior(program.graph):
+                if TAG in node.meta:
+                    result.partition_tags[PRIOR] = result.partition_tags[node.meta[TAG]]
+                    node.meta[TAG] = PRIOR
+            return result
+
+    kind = PriorApart if prior_apart else XnnpackPartitioner
     return to_edge_transform_and_lower(
         dict(programs),
-        partitioner={name: [XnnpackPartitioner()] for name in programs},
+        partitioner={name: [kind()] for name in programs},
         constant_methods=constants(info) or None,
     )
+
+
+def _up_to_prior(graph: fx.Graph) -> set[fx.Node]:
+    """The operations of the colour prior, those that it needs, and the constants that only these use."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        stack = (node.meta.get("nn_module_stack") or {}).values()
+        if node.op == "call_function":
+            wanted = any(ColourPrior.__name__ in str(kind) for _, kind in stack) or not found.isdisjoint(node.users)
+        else:
+            wanted = bool(node.users) and found.issuperset(node.users)
+        if wanted:
+            found.add(node)
+    return found
 
 
 def constants(info: Info) -> dict[str, Any]:
@@ -76,8 +108,10 @@ def constants(info: Info) -> dict[str, Any]:
     return {key: value if isinstance(value, str | int) else list(value) for key, value in info.items()}
 
 
-def _write(programs: Mapping[str, ExportedProgram], path: FilePath, info: Info) -> dict[str, Any]:
-    edge = lower_all(programs, info)
+def _write(
+    programs: Mapping[str, ExportedProgram], path: FilePath, info: Info, prior_apart: bool = False
+) -> dict[str, Any]:
+    edge = lower_all(programs, info, prior_apart)
     found = [delegation(edge.exported_program(name).graph_module) for name in programs]
     with open(path, "wb") as file:
         edge.to_executorch().write_to_file(file)

@@ -86,6 +86,27 @@ def test_every_method_of_a_shared_file_is_its_own_network(
             assert compare(wanted, alphas, gate).passed == (other == bits), (name, other)
 
 
+def test_a_shared_file_holds_the_colour_prior_once(prior_supernet: Supernet, tmp_path: FilePath) -> None:
+    paths, path, inputs = ("111", "010"), tmp_path / "shared.pte", cases(SIZE)
+    networks = [network_of(prior_supernet, Path.parse(bits)) for bits in paths]
+    parts = [Part(bits, wrap(net), inputs[0].inputs()) for bits, net in zip(paths, networks, strict=True)]
+    backend = executorch.build(parts, path, {})
+    assert (backend["leftovers"], backend["delegates"]) == (0, 4)
+    with quiet("reading"):
+        from executorch.exir._serialize._program import deserialize_pte_binary
+
+        program = deserialize_pte_binary(path.read_bytes()).program
+    data = [bytes(delegate.data) for delegate in program.backend_delegate_data]
+    first, second = ({data[delegate.processed.index] for delegate in plan.delegates} for plan in program.execution_plan)
+    assert (len(first), len(second), len(first & second)) == (2, 2, 1)
+    assert path.read_bytes().count((first & second).pop()) == 1
+    for bits, net in zip(paths, networks, strict=True):
+        alphas = alphas_of(executorch.load, path, inputs, Request(bits))
+        assert compare(reference(net, inputs), alphas, RECIPES[PTE].gate).passed
+        other = networks[bits == "111"]
+        assert not compare(reference(other, inputs), alphas, RECIPES[PTE].gate).passed
+
+
 def test_facts_of_a_shared_file_are_read_without_loading_a_network(
     shared: tuple[FilePath, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
