@@ -151,6 +151,6 @@ def test_int8_stays_near_and_wrong_ranges_do_not(part: Part, tmp_path: FilePath)
     target.build_int8([flat], tmp_path / "flat.onnx", INFO)
     ruined = parity(tmp_path / "flat.onnx", part.module)
     assert EXACT.mean_abs < result.mean_abs < 0.05
-    assert ruined.mean_abs > 2 * result.mean_abs
+    assert ruined.mean_abs > 1.5 * result.mean_abs
     with pytest.raises(ValueError, match="needs calibration inputs"):
         target.build_int8([Part(FORWARD, part.module, part.inputs)], tmp_path / "b.onnx", INFO)
