@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -139,6 +139,7 @@ def _edge(colour_noise: float, size: int = 128) -> tuple[Tensor, Tensor, Tensor,
 # The formulas
 
 
+@example((6, 4), 8998, 0.6)
 @settings(max_examples=12)
 @given(
     st.sampled_from([(2, 2), (2, 10), (6, 4), (8, 8), (14, 18), (18, 10), (22, 26), (32, 32)]),
@@ -150,7 +151,15 @@ def test_it_is_the_literal_formula(size: tuple[int, int], seed: int, unknown: fl
     expected = _literal(image[0], fg[0], bg[0])
     exact = ColourPrior().double()(image.double(), fg.double(), bg.double())
     np.testing.assert_allclose(exact[0].numpy(), expected, atol=1e-8)
-    np.testing.assert_allclose(ColourPrior()(image, fg, bg)[0].numpy(), expected, atol=1e-4)
+    # Noise of a few cells makes covariances that float32 inverts badly: of 4000 such images the worst differed by 9e-4.
+    np.testing.assert_allclose(ColourPrior()(image, fg, bg)[0].numpy(), expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("colour_noise", [0.0, 0.02, 0.05, 0.1])
+def test_float32_is_enough_for_an_image(colour_noise: float) -> None:
+    image, fg, bg, _ = _edge(colour_noise)
+    exact = ColourPrior().double()(image.double(), fg.double(), bg.double())
+    torch.testing.assert_close(ColourPrior()(image, fg, bg).double(), exact, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 4])
