@@ -247,9 +247,9 @@ def test_cmyk_becomes_rgb_without_its_profile(tmp_path: Path, suffix: str) -> No
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 def test_rgb_profile_is_kept(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"photo.{suffix}"
-    Image.fromarray(_quarters()).save(path, icc_profile=_profile())
-    assert read_photo(path).icc == _profile()
+    path, profile = tmp_path / f"photo.{suffix}", _profile()  # made once: a profile says the second that it was made in
+    Image.fromarray(_quarters()).save(path, icc_profile=profile)
+    assert read_photo(path).icc == profile
 
 
 def test_mask_in_three_channels_gives_the_first(tmp_path: Path) -> None:
