@@ -18,9 +18,9 @@ class ConvBlock(nn.Sequential):
         )
 
 
-def upsample(x: Tensor) -> Tensor:
-    """Bilinear x2. By scale factor and not by size: exporters keep it whole."""
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+def upsample(x: Tensor, factor: int = 2) -> Tensor:
+    """Bilinear. By scale factor and not by size: exporters keep it whole."""
+    return x if factor == 1 else F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
 
 def same_layout(x: Tensor, like: Tensor) -> Tensor:

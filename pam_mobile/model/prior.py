@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import upsample
 from .presets import PRIOR_STRIDE
 
 GAIN = 4.0
@@ -124,10 +125,6 @@ def pool(x: Tensor, size: int) -> Tensor:
     return x if size == 1 else F.avg_pool2d(x, size, size, 0, False, False)
 
 
-def upsample(x: Tensor, size: int) -> Tensor:
-    return x if size == 1 else F.interpolate(x, scale_factor=float(size), mode="bilinear")
-
-
 def saturate(weight: Tensor) -> Tensor:
     """Factor that makes a half-covered cell count in full."""
     return (2 * weight).clamp(max=1.0) / (weight + 1e-6)
@@ -147,7 +144,7 @@ def push_pull(values: Tensor, weight: Tensor) -> Tensor:
         levels.append((values, weight))
     out = (values + EPS_WEIGHT * mean) / (weight + EPS_WEIGHT)
     for values, weight in reversed(levels[:-1]):
-        out = upsample(out, 2)
+        out = upsample(out)
         if out.shape != values.shape:
             out = out[:, :, : values.shape[2], : values.shape[3]]
         out = values + (1 - weight) * out

@@ -78,6 +78,19 @@ def test_a_whole_composite_shows_every_patch_as_it_is() -> None:
     assert torch.equal(last.alpha, bank().patches[8:, 3:4].float() / 255)
 
 
+@pytest.mark.parametrize("crop", [32, 33])
+def test_a_sharp_crop_holds_the_patch_s_own_alphas_and_a_warped_one_does_not(crop: int) -> None:
+    noise = torch.randint(0, 256, (1, 5, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    bank, index = Bank(noise, noise[:, :3]), torch.zeros(6, dtype=torch.int64)
+
+    def misses(sharp: float) -> float:
+        alpha = Composer(sharp=sharp)._crops(bank, index, crop, torch.Generator().manual_seed(1)).alpha * 255
+        return float((alpha - alpha.round()).abs().mean())
+
+    assert misses(1.0) < 1e-2
+    assert misses(0.0) > 0.1
+
+
 def test_low_contrast_backgrounds_are_replaced() -> None:
     def contrast(composer: Composer) -> torch.Tensor:
         b = composer(bank(), 32, 64, generator(1))
