@@ -40,9 +40,14 @@ class Stage:
     steps: int
     learning_rate: float
     """Peak of the cosine schedule, for the batch sizes of `crops`."""
+    smooth: float = 0.01
+    """Error below which the L1 loss is a parabola. Large, a network that corrects a good prior gets off the ground; small, it learns to
+    leave alone what is right (docs/findings.md)."""
 
     def __post_init__(self) -> None:
         _require(self, "a stage's ", steps=1, learning_rate=0)
+        if not self.smooth > 0:
+            raise UsageError(f"a stage's smooth={self.smooth} rounds nothing", "use more than 0, 0.001 say")
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class TrainConfig:
     stages: tuple[int, ...] = (1, 2, 3)
     init: str = ""
     """A model to start from instead of fresh weights."""
-    stage1: Stage = Stage(steps=6000, learning_rate=2e-3)
+    stage1: Stage = Stage(steps=6000, learning_rate=2e-3, smooth=0.1)
     stage2: Stage = Stage(steps=4000, learning_rate=1e-3)
     stage3: Stage = Stage(steps=2000, learning_rate=1e-3)
     paths: PathLearningSettings = field(default_factory=PathLearningSettings)
@@ -193,6 +198,10 @@ class TrainConfig:
                 f"stages={','.join(map(str, self.stages))} cannot be run: stage 3 needs a network that knows many paths",
                 "run stages 1,2,3, or start from a model of stage 2 with --init",
             )
+
+    def stage(self, number: int) -> Stage:
+        """The settings of stage 1, 2 or 3."""
+        return (self.stage1, self.stage2, self.stage3)[number - 1]
 
 
 def _plain(value: Any, kind: type) -> Any:

@@ -21,7 +21,7 @@ configs = st.builds(
     preset=st.text(st.characters(codec="utf-8", categories=("L", "N")), min_size=1, max_size=8),
     prior=st.booleans(),
     stages=st.sampled_from([(1,), (2,), (1, 2)]),
-    stage1=st.builds(Stage, steps=st.integers(1, 10**7), learning_rate=positive),
+    stage1=st.builds(Stage, steps=st.integers(1, 10**7), learning_rate=positive, smooth=positive),
     crops=st.lists(
         st.builds(Crop, st.integers(1, 16).map(lambda n: 32 * n), st.integers(1, 64), positive), min_size=1, max_size=3
     ).map(tuple),
@@ -102,6 +102,7 @@ def test_whole_numbers_and_text_serve_as_fractions() -> None:
     [
         ("stage2.steps=0", "a stage's steps=0"),
         ("stage1.learning_rate=-1e-3", "a stage's learning_rate=-0.001"),
+        ("stage2.smooth=0", "a stage's smooth=0.0"),
         ("stage1.learning_rate=.nan", "a stage's learning_rate=nan"),
         ("crops=[]", "crops is empty"),
         ("crops=[{size: 40, batch: 2, share: 1}]", "a crop's size=40"),

@@ -41,7 +41,7 @@ class Batches:
         """How many composites the stage has seen before: the crops of all earlier batches are drawn again to know it."""
         shards = self.config.shards
         if stage not in self.starts:
-            steps = getattr(self.config, f"stage{stage}").steps
+            steps = self.config.stage(stage).steps
             sizes = [self._crop(stage, s, i)[1].batch for s in range(steps) for i in range(shards)]
             self.starts[stage] = [0, *accumulate(sizes)]
         return self.starts[stage][step * shards + shard]

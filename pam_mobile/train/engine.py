@@ -174,7 +174,7 @@ class Trainer:
         return {"done": done, "state": state}
 
     def _train_stage(self, stage: int, state: dict[str, Any] | None) -> None:
-        plan: Stage = getattr(self.config, f"stage{stage}")
+        plan = self.config.stage(stage)
         objective = self._objective(stage)
         if state is None:
             self._start_from(stage, objective)
@@ -222,7 +222,8 @@ class Trainer:
         self.processes.wait()
 
     def _objective(self, stage: int) -> Objective:
-        loss = alpha_free_loss if self.config.alpha_free else matting_loss
+        smooth = self.config.stage(stage).smooth
+        loss = alpha_free_loss if self.config.alpha_free else partial(matting_loss, smooth=smooth)
         if stage < 3:
             return (WholeNetwork, RandomPaths)[stage - 1](self.space, loss)
         start = self._before(stage)
@@ -372,7 +373,7 @@ class Trainer:
         """Write the stage's checkpoint: averaged weights, and the measured paths once paths were trained."""
         network = self.averaged()
         paths = search_paths(network, self.held_out, self.reporter) if stage > 1 else PathTable([])
-        steps = getattr(self.config, f"stage{stage}").steps
+        steps = self.config.stage(stage).steps
         self.log.summarise(
             stage, {"steps": steps, **{name: spent[name] for name in ("skipped", "seconds", "peak_memory_bytes")}}
         )

@@ -13,9 +13,8 @@ from ..data.compose import Batch
 
 PYRAMID_LEVELS = 5
 EPS = 1e-6
-SMOOTH = 0.1
-"""Below this difference L1 turns into a parabola. A network that corrects a good prior does not get off the ground with
-plain L1: nearly all pixels are right already, and their sign gradients hold the few wrong ones back (docs/findings.md)."""
+SMOOTH = 0.01
+"""Below this difference L1 turns into a parabola."""
 
 
 class LossWeights(NamedTuple):
@@ -34,9 +33,9 @@ def unknown_mask(trimap: Tensor) -> Tensor:
     return ((trimap > 0.25) & (trimap < 0.75)).to(trimap)
 
 
-def l1_loss(difference: Tensor, mask: Tensor) -> Tensor:
-    """Mean smooth |difference| over the masked pixels of the batch, as SAD counts them.  difference, mask: (N, 1, H, W)."""
-    error = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=SMOOTH, reduction="none")
+def l1_loss(difference: Tensor, mask: Tensor, smooth: float = SMOOTH) -> Tensor:
+    """Mean |difference|, a parabola below `smooth`, over the masked pixels of the batch, as SAD counts them.  (N, 1, H, W) each."""
+    error = F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=smooth, reduction="none")
     return (error * mask).sum() / (mask.sum() + 1e-8)
 
 
@@ -45,11 +44,11 @@ def charbonnier(difference: Tensor, mask: Tensor) -> Tensor:
     return ((difference.square() + EPS**2).sqrt() * mask).sum() / (mask.sum() + 1e-8)
 
 
-def composition_loss(alpha: Tensor, batch: Batch, mask: Tensor) -> Tensor:
-    """Mean |a F + (1 - a) B - I| over the masked pixels, I being the undegraded composite of the true alpha."""
+def composition_loss(alpha: Tensor, batch: Batch, mask: Tensor, smooth: float = SMOOTH) -> Tensor:
+    """Mean |a F + (1 - a) B - I|, rounded like `l1_loss`, over the masked pixels; I: the undegraded composite of the true alpha."""
     true = batch.alpha * batch.foreground + (1 - batch.alpha) * batch.background
     error = alpha * batch.foreground + (1 - alpha) * batch.background - true
-    return l1_loss(error.abs().sum(1, keepdim=True), mask)
+    return l1_loss(error.abs().sum(1, keepdim=True), mask, smooth)
 
 
 def laplacian_loss(difference: Tensor) -> Tensor:
@@ -67,14 +66,16 @@ def laplacian_loss(difference: Tensor) -> Tensor:
     return loss
 
 
-def matting_loss(alpha: Tensor, batch: Batch, weights: LossWeights = DEFAULT) -> dict[str, Tensor]:
+def matting_loss(
+    alpha: Tensor, batch: Batch, weights: LossWeights = DEFAULT, smooth: float = SMOOTH
+) -> dict[str, Tensor]:
     """The parts and their weighted sum `loss`.  alpha: (N, 1, H, W), not clamped."""
     mask = unknown_mask(batch.trimap)
     alpha = alpha.float()
     difference = alpha - batch.alpha
     parts = {
-        "l1": l1_loss(difference, mask),
-        "composition": composition_loss(alpha, batch, mask),
+        "l1": l1_loss(difference, mask, smooth),
+        "composition": composition_loss(alpha, batch, mask, smooth),
         "laplacian": laplacian_loss(difference * mask),
     }
     return {"loss": sum((w * p for w, p in zip(weights, parts.values(), strict=True)), torch.zeros(())), **parts}

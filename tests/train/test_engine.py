@@ -235,6 +235,19 @@ def test_learning_rate_rises_and_falls_to_zero() -> None:
     assert values[100] == pytest.approx(0, abs=1e-9)
 
 
+def test_every_stage_rounds_its_loss_as_configured(tmp_path: Path) -> None:
+    config = replace(TINY_RUN, stage1=Stage(4, 1e-3, smooth=0.2), stage2=Stage(4, 1e-3, smooth=0.02))
+    trainer = Trainer(config, tmp_path / "run", Silent())
+    alpha, data = (
+        torch.full((2, 1, 64, 64), 0.3),
+        held_out_composites(HeldOut(2, 64), ("solid",), 0, torch.device("cpu"))[0],
+    )
+    for stage, smooth in ((1, 0.2), (2, 0.02)):
+        objective = trainer._objective(stage)
+        assert isinstance(objective, WholeNetwork)
+        assert objective.loss(alpha, data)["loss"] == matting_loss(alpha, data, smooth=smooth)["loss"]
+
+
 def test_training_beats_its_start_on_what_it_sees(tmp_path: Path) -> None:
     """Overfit one small bank: the network must improve on the prior it starts from."""
     config = replace(

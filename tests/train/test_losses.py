@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from pam_mobile.data.compose import Batch
 from pam_mobile.train.losses import (
-    SMOOTH,
     LossWeights,
     composition_loss,
     l1_loss,
@@ -29,21 +28,22 @@ def batch(n: int = 2, size: int = 32, seed: int = 0) -> Batch:
     return Batch(alpha * fg + (1 - alpha) * bg, trimap, alpha, fg, bg)
 
 
-def test_l1_is_the_mean_over_unknown_pixels_of_each_image() -> None:
+@pytest.mark.parametrize("smooth", [0.1, 0.001])
+def test_l1_is_the_mean_over_unknown_pixels_with_a_round_corner(smooth: float) -> None:
     b = batch()
     mask = unknown_mask(b.trimap)
     guess = torch.rand_like(b.alpha)
     errors = [(guess[i] - b.alpha[i]).abs()[b.trimap[i] == 0.5].numpy() for i in range(2)]
-    expected = np.mean([np.where(e < SMOOTH, e**2 / (2 * SMOOTH), e - SMOOTH / 2).mean() for e in errors])
-    assert l1_loss(guess - b.alpha, mask).item() == pytest.approx(expected, rel=1e-5)
+    expected = np.mean([np.where(e < smooth, e**2 / (2 * smooth), e - smooth / 2).mean() for e in errors])
+    assert l1_loss(guess - b.alpha, mask, smooth).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_composition_sums_three_channels() -> None:
     b = batch()
     guess = torch.rand_like(b.alpha)
     error = ((guess - b.alpha).abs() * (b.foreground - b.background).abs()).sum(1, keepdim=True)
-    expected = l1_loss(error, unknown_mask(b.trimap))
-    assert composition_loss(guess, b, unknown_mask(b.trimap)).item() == pytest.approx(expected.item(), rel=1e-4)
+    expected = l1_loss(error, unknown_mask(b.trimap), 0.1)
+    assert composition_loss(guess, b, unknown_mask(b.trimap), 0.1).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def literal_laplacian(difference: np.ndarray) -> float:
@@ -80,6 +80,15 @@ def test_weights_weigh() -> None:
     parts = matting_loss(guess, b, LossWeights(2, 3, 5))
     expected = 2 * parts["l1"] + 3 * parts["composition"] + 5 * parts["laplacian"]
     torch.testing.assert_close(parts["loss"], expected)
+
+
+def test_both_pixel_losses_are_rounded_as_asked() -> None:
+    b = batch()
+    guess = b.alpha + 0.005
+    sharp, round_ = matting_loss(guess, b, smooth=1e-4), matting_loss(guess, b, smooth=0.1)
+    assert round_["l1"] < 0.1 * sharp["l1"]
+    assert round_["composition"] < 0.3 * sharp["composition"]
+    torch.testing.assert_close(round_["laplacian"], sharp["laplacian"])
 
 
 def test_an_image_without_unknown_pixels_gives_a_finite_loss() -> None:

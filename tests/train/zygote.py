@@ -192,12 +192,12 @@ def _not_finite(plant: dict[str, Any]) -> None:
         return
     real, calls = engine.matting_loss, 0
 
-    def poisoned(alpha: torch.Tensor, *rest: Any) -> Any:
+    def poisoned(alpha: torch.Tensor, *rest: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls in plant["calls"]:
             alpha = _InfiniteGradient.apply(alpha) if plant["kind"] == "gradient" else alpha * float("nan")
-        return real(alpha, *rest)
+        return real(alpha, *rest, **more)
 
     engine.matting_loss = poisoned  # type: ignore[assignment]
 
