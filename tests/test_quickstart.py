@@ -12,6 +12,9 @@ from strategies import TINY_RUN
 
 from pam_mobile.commands import quickstart as module
 from pam_mobile.commands.common import Result
+from pam_mobile.config import to_yaml
+from pam_mobile.errors import SetupError, UsageError
+from pam_mobile.files import locked
 from pam_mobile.reporter import Silent
 from pam_mobile.train.engine import Trainer
 
@@ -55,3 +58,40 @@ def test_quickstart_does_the_main_job_and_the_second_run_is_quick(
     monkeypatch.setattr(module, "export_checkpoint", lambda *_: pytest.fail("exported again"))
     again = module.job(Silent(), tmp_path, fresh=False).document
     assert [row["sad"] for row in again["budgets"]] == [row["sad"] for row in report["budgets"]]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_the_quickstart_did_not_make_is_never_deleted(tmp_path: Path, fresh: bool) -> None:
+    pytest.importorskip("executorch")
+    pytest.importorskip("skimage")
+    for place in ("export/code.py", "photo/mine.png"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(b"mine")
+    with pytest.raises(SetupError, match=r"export holds code\.py, which no export wrote"):
+        module.job(Silent(), tmp_path, fresh)
+    assert (tmp_path / "export" / "code.py").read_bytes() == b"mine"
+    (tmp_path / "export").rename(tmp_path / "train")
+    with pytest.raises(UsageError, match="train is not empty and not a training run"):
+        module.job(Silent(), tmp_path, fresh)
+    assert (tmp_path / "train" / "code.py").read_bytes() == b"mine"
+    assert (tmp_path / "photo" / "mine.png").read_bytes() == b"mine"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_of_other_settings_is_deleted_only_if_that_is_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    pytest.importorskip("skimage")
+    run = tmp_path / "train"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(replace(TINY_RUN, seed=7)))
+    (run / "weights").write_bytes(b"of days")
+    with pytest.raises(UsageError, match="holds a run of other settings") as refusal:
+        module.job(Silent(), tmp_path, fresh=False)
+    assert "--fresh" in refusal.value.hint
+    assert (run / "weights").exists()
+    with locked(run), pytest.raises(UsageError, match="in use by process"):
+        module._forget(tmp_path)
+    assert (run / "weights").exists()
+    module._forget(tmp_path)
+    assert not run.exists()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import PamError, SetupError
-from ..files import write_bytes
+from ..errors import PamError, SetupError, UsageError
+from ..files import refuse_if_locked, write_bytes
 from ..reporter import Reporter
 from .common import Result, verb
 from .export import export_checkpoint
@@ -49,13 +49,15 @@ def quickstart(
 
 def job(reporter: Reporter, out: Path, fresh: bool) -> Result:
     """All steps in order; what an earlier run finished is taken over."""
+    from pam_export.publish import check_destination
+
     from .. import checkpoint
 
     start = time.monotonic()
     photo = _photo()
+    check_destination(out / "export")  # before minutes of training
     if fresh:
-        for part in ("train", "export", "photo"):
-            shutil.rmtree(out / part, ignore_errors=True)
+        _forget(out)
     found = checkpoint.load(_train(out / "train", reporter))
     manifest = _export(found, out / "export", reporter)
     with reporter.progress("measuring SAD and milliseconds", 1 + len(BUDGETS)) as advance:
@@ -79,6 +81,19 @@ def job(reporter: Reporter, out: Path, fresh: bool) -> Result:
     write_bytes(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     write_bytes(out / "report.md", (text + "\n").encode())
     return Result(report, text)
+
+
+def _forget(out: Path) -> None:
+    """Delete an earlier run and its export; the export was found to be one, and a folder without a run is left to the trainer.
+
+    Raises UsageError if a process trains there.
+    """
+    from ..train.engine import CONFIG
+
+    refuse_if_locked(out / "train")
+    if (out / "train" / CONFIG).is_file():
+        shutil.rmtree(out / "train")
+    shutil.rmtree(out / "export", ignore_errors=True)
 
 
 def quickstart_config() -> TrainConfig:
@@ -113,14 +128,19 @@ def _photo() -> Path:
 
 
 def _train(folder: Path, reporter: Reporter) -> Path:
-    """Train, or continue what an interrupted quickstart began; a run of other settings is from an older version and goes."""
+    """Train, or continue what an interrupted quickstart began.
+
+    Raises UsageError for a run of other settings: it may be the user's own.
+    """
     from ..config import to_yaml
     from ..train.engine import CONFIG, Trainer
 
     config = quickstart_config()
     if (folder / CONFIG).exists() and (folder / CONFIG).read_text() != to_yaml(config):
-        reporter.say(f"{folder} has other settings than this version: training again")
-        shutil.rmtree(folder)
+        raise UsageError(
+            f"{folder} holds a run of other settings: an older version's quickstart, or another training",
+            "choose another --out, or add --fresh to delete that run and train again",
+        )
     return Trainer(config, folder, reporter).run(resume=folder.exists())
 
 
