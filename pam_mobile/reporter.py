@@ -50,12 +50,12 @@ class Reporter:
 
     def _bar(self, title: str, total: int, before: int) -> Iterator[Advance]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # titles hold names of files, and these brackets
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console) as bar:
             task = bar.add_task(title, total=total, completed=before, note="")
