@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..errors import SetupError
 from ..files import atomic_path
 from ..reporter import Reporter, Silent
 from ..workers import in_processes, worker_count
@@ -49,7 +50,7 @@ def synthetic_bank(
     kinds: Sequence[str] = KINDS,
     reporter: Reporter | None = None,
 ) -> Bank:
-    """Procedural bank of the given counts and kinds of matte; made once and kept in the cache folder."""
+    """Procedural bank of the given counts and kinds of matte; made once and kept in the cache folder, if that can be written."""
     mix = "all" if tuple(kinds) == KINDS else "-".join(kinds)
     name = f"v{BANK_VERSION}-{mix}-seed{seed}-{patches}x{backgrounds}x{size}.safetensors"
     cached = cache_folder() / "banks" / name
@@ -67,8 +68,13 @@ def synthetic_bank(
             partial(_background, size), range(seed, seed + backgrounds), "making backgrounds", reporter
         ),
     )
-    with atomic_path(cached) as temporary:
-        save_file(vars(bank), temporary)
+    try:
+        with atomic_path(cached) as temporary:
+            save_file(vars(bank), temporary)
+    except SetupError as error:
+        reporter.warn(
+            f"{error.message}; it is made again next time, unless PAM_HOME names a folder that can be written"
+        )
     return bank
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pam_mobile.data import bank as banks
+from pam_mobile.reporter import Reporter
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,19 @@ def test_a_damaged_cache_is_made_again() -> None:
     (file,) = (banks.cache_folder() / "banks").iterdir()
     file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(banks.synthetic_bank(3, 4, 2, 64).patches, first.patches)
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = banks.synthetic_bank(3, 4, 2, 64)
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("PAM_HOME", str(tmp_path / "file"))
+    again = banks.synthetic_bank(3, 4, 2, 64, reporter=Reporter())
+    assert torch.equal(first.patches, again.patches)
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: cannot write {tmp_path}/file/banks/")
+    assert "PAM_HOME" in said
 
 
 def test_held_out_seeds_are_apart_from_training_seeds() -> None:
