@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ import typer
 
 from . import __version__
 from .commands import bench, data, doctor, evaluate, export, info, predict, quickstart, train, verify
-from .commands.common import fail
+from .commands.common import answer, fail, unanswered
 
 # typer carries its own click from 0.28 on; its public exception leads to the base class of either one.
 ClickException: Any = typer.BadParameter.__mro__[2]
@@ -52,14 +53,28 @@ def main() -> None:
     """Entry point of `pam-mobile`."""
     # Before torch is imported. Threads that spin for long while they wait slow everything down beside another busy process.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what no encoding knows
+            stream.reconfigure(errors="backslashreplace")
+    code = _run()
+    sys.exit(answer("") or code)
+
+
+def _run() -> int:
+    as_json = "--json" in sys.argv
     try:
         code = app(standalone_mode=False)
     except ClickException as error:
+        message = error.format_message()
+        if not message:  # no arguments at all: the help is printed already
+            return 2
         verb = getattr(getattr(error, "ctx", None), "command_path", "pam-mobile")
-        code = fail(2, error.format_message(), f"see `{verb} --help`", "--json" in sys.argv)
+        return fail(2, message, f"see `{verb} --help`", as_json)
     except (typer.Abort, KeyboardInterrupt):
-        code = fail(130, "interrupted", "", "--json" in sys.argv)
-    sys.exit(code if isinstance(code, int) else 0)
+        return fail(130, "interrupted", "", as_json)
+    except OSError as error:  # the help was too much for stdout
+        return unanswered(error)
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

@@ -238,17 +238,17 @@ def _read(path: FilePath) -> _Raster:
 def _read_bytes(path: FilePath, most: int = -1) -> bytes:
     if in_shard(path):
         return read_member(path, most)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not an image", "name one image file")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is a device or a pipe, not an image", "name one image file")
     try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, not an image", "name one image file")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is a device or a pipe, not an image", "name one image file")
         with path.open("rb") as file:
             data = file.read(most)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", "check the name and the folder") from error
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", "check the permissions of the file") from error
+        raise InputError(f"cannot read {path}: {error.strerror}", "check its name and who may read it") from error
     if not data:
         raise InputError(f"{path} is empty (0 bytes)", "copy or save the image again")
     return data

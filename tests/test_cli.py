@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from strategies import TINY_RUN, picture_files
 
 from pam_mobile import cli
@@ -285,6 +288,9 @@ def test_a_config_holds_where_no_option_is_given(pam: Any, tmp_path: Path, monke
     assert seen[2] == TrainConfig()
 
 
+LONG = "n" * 300 + ".png"
+
+
 def bad_inputs(tmp_path: Path, run: Path) -> dict[str, tuple[tuple[object, ...], int, str]]:
     """name: (arguments, exit code, what the message must name)."""
     image, trimap, _ = picture_files(tmp_path)
@@ -310,6 +316,27 @@ def bad_inputs(tmp_path: Path, run: Path) -> dict[str, tuple[tuple[object, ...],
         "budget nonsense": (("predict", image, *good, "--model", run, "--budget", "lots"), 2, "lots"),
         "no such model": (("predict", image, *good, "--model", tmp_path / "no"), 3, "no model found"),
         "flipped bit": (("predict", image, *good, "--model", flipped), 5, "model.safetensors"),
+        "budget empty": (("predict", image, *good, "--model", run, "--budget", ""), 2, "budget ''"),
+        "alpha over the photo": (("predict", image, "--trimap", trimap, "--alpha", image), 2, "is the photo itself"),
+        "cut-out over the trimap": (
+            (
+                "predict",
+                image,
+                "--trimap",
+                trimap,
+                *out[:2],
+                "--cutout",
+                tmp_path / "alpha" / ".." / "trimap" / "x.png",
+            ),
+            2,
+            "is --trimap itself",
+        ),
+        "two outputs in one": (("predict", image, *good[:4], "--cutout", out[1]), 2, "is --alpha itself"),
+        "name too long": (("predict", tmp_path / LONG, *good), 3, "File name too long"),
+        "alpha's name too long": (("predict", image, *good[:2], "--alpha", tmp_path / LONG), 4, "File name too long"),
+        "data of a name too long": (("eval", "--data", tmp_path / LONG), 3, "File name too long"),
+        "folder of a name too long": (("data", "check", tmp_path / LONG), 3, "File name too long"),
+        "run of a name too long": (("train", "--out", tmp_path / LONG), 3, "File name too long"),
         "wrong suffix": (("predict", image, "--trimap", trimap, "--alpha", tmp_path / "out.jpg"), 2, "out.jpg"),
         "wrong bits": (("predict", image, *good, "--bits", "12"), 2, "12"),
         "wrong device": (("predict", image, *good, "--device", "abacus"), 2, "abacus"),
@@ -335,17 +362,92 @@ def test_bad_input_is_answered_in_two_lines_with_its_code_and_leaves_nothing(
     pam: Any, run_folder: Path, tmp_path: Path
 ) -> None:
     cases = bad_inputs(tmp_path, run_folder)
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before = _contents(tmp_path)
     for name, (arguments, code, text) in cases.items():
         answer = pam(*arguments)
         assert answer.code == code, (name, answer)
-        errors = [line for line in answer.err.splitlines() if not line.endswith("...")]
+        errors = [line for line in answer.err.splitlines() if not re.search(r"(\.\.\.|: done in [\d.]+ s)$", line)]
         assert errors[0].startswith("error: "), (name, answer.err)
         assert len(errors) <= 2, (name, answer.err)
         assert text in answer.err, (name, answer.err)
         assert "Traceback" not in answer.err + answer.out
         assert answer.out == ""
-        assert sorted(path.name for path in tmp_path.iterdir()) == before, name
+        assert _contents(tmp_path) == before, name
+
+
+def _contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_without_arguments_the_help_is_all_there_is(pam: Any) -> None:
+    for group in ((), ("data",)):
+        answer = pam(*group)
+        assert (answer.code, answer.err) == (2, "")
+        assert "Commands" in answer.out
+
+
+def test_names_that_are_no_text_work_and_are_shown_escaped(pam: Any, tmp_path: Path) -> None:
+    image, trimap, _ = picture_files(tmp_path)
+    photo, alpha = (tmp_path / os.fsdecode(name) for name in (b"photo\xff.png", b"alpha\xff.png"))
+    image.rename(photo)
+    answer = pam("predict", photo, "--trimap", trimap, "--model", "prior", "--alpha", alpha)
+    assert answer.code == 0, answer.err
+    assert alpha.is_file()
+    assert "alpha\\udcff.png: alpha by prior" in answer.out
+    answer = pam("predict", tmp_path / os.fsdecode(b"no\xff.png"), "--trimap", trimap, "--alpha", alpha)
+    assert (answer.code, answer.err.splitlines()[0]) == (3, f"error: {tmp_path}/no\\udcff.png does not exist")
+
+
+def test_a_full_disk_behind_stdout_is_an_error() -> None:
+    for arguments in (("info",), ("--help",)):
+        with open("/dev/full", "w") as full:
+            run = _python_m(*arguments, stdout=full)
+        assert run.stderr.splitlines() == [
+            "error: cannot write the answer: No space left on device",
+            "  free space, or send it elsewhere",
+        ]
+        assert run.returncode == 4
+
+
+def test_a_closed_pipe_is_silent() -> None:
+    for arguments in (("info",), ("--help",)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        run = _python_m(*arguments, stdout=writer)
+        os.close(writer)
+        assert run.stderr == ""
+        assert run.returncode == (128 + signal.SIGPIPE if arguments == ("info",) else 1), "typer's own answer is 1"
+
+
+def _python_m(*arguments: str, stdout: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pam_mobile", *arguments]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_path_that_the_system_refuses_is_no_internal_error(pam: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, code in ((errno.EACCES, 3), (errno.ENOSPC, 4)):
+        error = OSError(number, os.strerror(number), "/some/place")
+        monkeypatch.setattr("pam_mobile.commands.doctor._torch", lambda error=error: _raise(error))
+        answer = pam("doctor")
+        assert answer.code == code
+        assert answer.err.startswith(f"error: /some/place: {os.strerror(number)}\n")
+    monkeypatch.setattr("pam_mobile.commands.doctor._torch", lambda: _raise(OSError("no file is to blame")))
+    assert pam("doctor").code == 1
+
+
+def test_too_little_memory_is_no_internal_error(pam: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ask in (lambda: np.empty(2**60, np.uint8), lambda: torch.empty(2**60, dtype=torch.uint8)):
+        monkeypatch.setattr("pam_mobile.commands.doctor._torch", ask)
+        answer = pam("doctor")
+        assert answer.code == 4
+        assert answer.err.splitlines() == [
+            "error: there is not enough memory for this",
+            "  take smaller images or sizes, or a machine with more",
+        ]
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_errors_as_json(pam: Any, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from ..models import default
 from ..reporter import Reporter
 from .common import Result, verb
@@ -19,7 +21,7 @@ def predict(
     trimap: Annotated[
         Path, typer.Option(help="Grey image of the photo's size: white object, black background, grey unknown.")
     ],
-    alpha: Annotated[Path, typer.Option(help="Where to write the alpha (.png or .tif).")],
+    alpha: Annotated[Path, typer.Option(help="Where to write the alpha (.png or .tif); an older file is replaced.")],
     cutout: Annotated[
         Path | None, typer.Option(help="Where to write the cut-out with clean edge colours (RGBA .png).")
     ] = None,
@@ -32,7 +34,7 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> Result:
     """Cut an object out of one photo."""
-    from ..errors import UsageError
+    from ..budget import Budget
     from ..imageio import check_suffixes, read_photo, read_trimap, write_grey, write_rgba
     from ..predict.foreground import estimate_foreground
     from ..predict.matter import Matter
@@ -40,12 +42,15 @@ def predict(
     if bits not in (None, 8, 16):
         raise UsageError(f"--bits {bits} is not possible", "use 8 or 16")
     check_suffixes(alpha, cutout)
+    _refuse_overwriting({"the photo": image, "--trimap": trimap}, {"--alpha": alpha, "--cutout": cutout})
+    wish = None if budget is None else Budget.parse(budget)
     matter = Matter.load(model, device, selection)
     photo = read_photo(image)
     height, width = photo.pixels.shape[:2]
     known = read_trimap(trimap, (height, width), str(image))
+    matter.plan(height, width, wish)  # a budget that cannot be kept is refused before any work
     with reporter.progress(f"matting {image} ({width}x{height}) with {matter.name}", 1) as advance:
-        found = matter.matte(photo.pixels, known, budget)
+        found = matter.matte(photo.pixels, known, wish)
         advance()
     matte, plan = found.alpha, found.plan
     if plan.budget_macs is not None and plan.path and all(plan.path) and plan.budget_macs > plan.macs:
@@ -70,3 +75,14 @@ def predict(
     if model == "prior":
         lines.append("this was the colour prior without a network; `pam-mobile train` or `make quickstart` makes one")
     return Result(document, "\n".join(lines))
+
+
+def _refuse_overwriting(read: dict[str, Path], written: dict[str, Path | None]) -> None:
+    """Raise UsageError if two of the files are one: a photo must not be lost to its own alpha."""
+    seen = {os.path.realpath(path): name for name, path in read.items()}
+    for name, path in written.items():
+        if path is None:
+            continue
+        other = seen.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise UsageError(f"{name} {path} is {other} itself, which it would overwrite", "write to another file")

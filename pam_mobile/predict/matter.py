@@ -108,7 +108,7 @@ class Matter:
 
     def plan(self, height: int, width: int, budget: str | Budget | None = None) -> Plan:
         """The fixed path that a budget means for any image of this size. Raises BudgetError if no path fits."""
-        wish = Budget.parse(budget) if budget else None
+        wish = None if budget is None else Budget.parse(budget)
         if not self.checkpoint:
             macs = prior_macs(preset("tiny", prior=True), padded(height), padded(width))
             table = CostTable(height, width, macs, (), (), prior=macs)
