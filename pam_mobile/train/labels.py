@@ -29,6 +29,8 @@ class Label(NamedTuple):
     """Error of the second best less that of the best; 0 if there is no second."""
     own: bool
     """The network's own sample won."""
+    tried: tuple[tuple[Path, float], ...] = ()
+    """Every path that was tried, and its error."""
 
 
 def best_path(
@@ -149,6 +151,6 @@ def find_labels(
     errors = path_errors(network, batch, distinct)
     table = prior.space.table
     return [
-        best_path(drawn, e[: len(drawn)], path, e[-1], table, macs)
-        for drawn, path, e in zip(candidates, own, errors, strict=True)
+        best_path(drawn, e[: len(drawn)], path, e[-1], table, macs)._replace(tried=tuple(zip(tried, e, strict=True)))
+        for drawn, path, tried, e in zip(candidates, own, distinct, errors, strict=True)
     ]

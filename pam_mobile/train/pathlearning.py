@@ -1,8 +1,9 @@
 """Stage 3: the network learns to choose its path (PAM, equations 8 to 12 and Algorithm 1).
 
-Who gets which gradient: the weights take the matting loss and the distillation on the label's path; the selection heads, the
-planning head and the budget embedding take the cross-entropy with the label. With `gumbel_only` there are no labels: the
-matting loss reaches the heads through straight-through samples, as the paper's ablation has it.
+Who gets which gradient: the weights take the matting loss and the distillation on the label's path; the selection heads take the
+cross-entropy with the label, the planning head the worth of the units on all paths that were tried, the budget embedding both.
+With `gumbel_only` there are no labels: the matting loss reaches the heads through straight-through samples, as the paper's
+ablation has it.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from torch import Tensor, nn
 from ..config import PathLearningSettings
 from ..data.compose import Batch
 from ..model.selection import Semantics, gumbel_one_hot
-from ..model.supernet import Supernet
+from ..model.supernet import Supernet, margin
 from ..model.unit import Unit
 from ..path import Path, PathSpace
-from .labels import find_labels, sample
+from .labels import Label, find_labels, sample
 from .losses import Loss, charbonnier, unknown_mask
 from .pathprior import PathPrior
 
 PASSES = 4
 """Random paths per composite on which heads are calibrated."""
+WORTH = 0.02
+"""Share of an image's error that a unit with a planning score of 1 saves."""
 
 
 class PathLearning:
-    """Labels by Algorithm 1, distillation from the frozen whole network, cross-entropy of all heads."""
+    """Labels by Algorithm 1, distillation from the frozen whole network, heads that learn to choose."""
 
     title = "stage 3, path learning"
     freeze_statistics = True
@@ -69,7 +72,7 @@ class PathLearning:
         losses = self._with_distillation(network(batch.image, batch.trimap, path=paths), batch)
         target = torch.tensor([list(path) for path in paths], device=batch.image.device).long()
         losses["choose"] = F.cross_entropy(drawn.steps.flatten(0, 1), target.flatten())
-        losses["plan"] = F.cross_entropy(drawn.plans.flatten(0, 1), target.flatten())
+        losses["plan"] = worth_loss(margin(drawn.plans), labels)
         losses["loss"] = losses["loss"] + self.settings.path_weight * (losses["choose"] + losses["plan"])
         return losses | {
             "run_share": target.float().mean(),
@@ -92,6 +95,23 @@ class PathLearning:
             losses["distillation"] = charbonnier(alpha.float() - taught.float(), unknown_mask(batch.trimap))
             losses["loss"] = losses["loss"] + self.settings.distillation_weight * losses["distillation"]
         return losses
+
+
+def worth_loss(scores: Tensor, labels: Sequence[Label]) -> Tensor:
+    """How far scores (N, units) are from what running the units was worth on the paths that were tried for each image.
+
+    The planner adds up scores, so they have to add up to what a path saves: the errors of an image's paths, relative to their mean,
+    are regressed on the units that run (smooth L1). Which path won says as much where all are alike as where one is far better;
+    how much it won by does not (docs/findings.md).
+    """
+    losses = []
+    for row, label in zip(scores, labels, strict=True):
+        run = row.new_tensor([list(path) for path, _ in label.tried])
+        error = row.new_tensor([error for _, error in label.tried])
+        mean = error.mean().clamp(min=1e-6)
+        saved = (mean - error) / (mean * WORTH)
+        losses.append(F.smooth_l1_loss((run - run.mean(0)) @ row, saved - saved.mean()))
+    return torch.stack(losses).mean()
 
 
 @torch.no_grad()

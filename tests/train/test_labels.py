@@ -155,6 +155,7 @@ def test_every_image_of_a_batch_gets_the_label_of_its_own_errors(monkeypatch: py
     for i, (label, own) in enumerate(zip(found, asked[0], strict=True)):
         assert 4 <= len(own) <= 5
         assert len(set(own)) == len(own)
+        assert label.tried == tuple((path, -10.0 * path.bits[i] + sum(path)) for path in own)
         feasible = [path for path in own if space.table.cost(path) <= macs]
         assert label.error == min(-10.0 * path.bits[i] + sum(path) for path in feasible)
         assert label.path in feasible

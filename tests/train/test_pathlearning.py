@@ -19,7 +19,7 @@ from pam_mobile.path import Path, PathSpace
 from pam_mobile.train import labels
 from pam_mobile.train.labels import Label, sample
 from pam_mobile.train.losses import charbonnier, matting_loss, unknown_mask
-from pam_mobile.train.pathlearning import PathLearning, calibrate_heads
+from pam_mobile.train.pathlearning import WORTH, PathLearning, calibrate_heads, worth_loss
 from pam_mobile.train.pathprior import PathPrior
 
 TINY = preset("tiny")
@@ -73,6 +73,51 @@ def test_weights_take_the_matting_losses_and_heads_the_cross_entropy() -> None:
     assert gradients(losses, net, "choose") == heads
     assert gradients(losses, net, "plan") == heads | {"selection": False, "planning": True}
     assert all(gradients(losses, net).values())
+
+
+def worths(worth: Sequence[float], paths: Sequence[str], error: float = 1.0) -> Label:
+    """A label whose paths save exactly the sum of the units' worth."""
+    tried = tuple(
+        (path, error * (1 - WORTH * sum(w for w, run in zip(worth, path, strict=True) if run)))
+        for path in map(Path.parse, paths)
+    )
+    mean = sum(e for _, e in tried) / len(tried)
+    return Label(tried[0][0], 0.0, 0.0, own=False, tried=tuple((path, e / mean) for path, e in tried))
+
+
+def test_scores_are_what_units_save() -> None:
+    """Descending the loss finds the worth of every unit that differs between paths, and leaves the others alone."""
+    worth = [0.5, -0.3, 0.0, 0.8]
+    paths = ["1000", "0100", "0010", "1110", "0110", "1010"]
+    scores = torch.full((2, 4), 0.1, requires_grad=True)
+    found = [worths(worth, paths), worths([-w for w in worth], paths, error=7.0)]
+    optimiser = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-9, tolerance_change=0)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = worth_loss(scores, found)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    assert worth_loss(scores, found).item() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(
+        scores[:, :3].detach(), torch.tensor([worth[:3], [-w for w in worth[:3]]]), atol=0.02, rtol=0
+    )
+    assert scores[:, 3].tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_paths_that_are_alike_teach_nothing() -> None:
+    scores = torch.zeros(2, 3, requires_grad=True)
+    alike = Label(
+        Path.parse("111"), 0.3, 0.0, own=False, tried=tuple((Path.parse(p), 0.3) for p in ("111", "010", "001"))
+    )
+    alone = alike._replace(tried=alike.tried[:1])
+    loss = worth_loss(scores, [alike, alone])
+    loss.backward()
+    assert loss.item() == 0
+    assert scores.grad is not None
+    assert not scores.grad.any()
 
 
 def test_the_loss_is_the_weighted_sum() -> None:
@@ -171,7 +216,7 @@ def known_errors(textured: Tensor, paths: Sequence[Sequence[Path]]) -> list[list
 
 
 def accuracy(shuffled: bool) -> tuple[float, float]:
-    """Train the heads on the toy; how often do (selection heads, planning head) wish the group as the image's kind needs it?"""
+    """Train the heads on the toy; how often do (selection heads, planning head) prefer what the image's kind needs?"""
     net = network(3)
     step = objective(candidates=24, distillation_weight=0)
     optimiser = torch.optim.RAdam(
@@ -197,8 +242,8 @@ def accuracy(shuffled: bool) -> tuple[float, float]:
         wish = net.embedding(only.budgets[0], SPACE.table)
         drawn = sample(net, data, wish, rng)
     return tuple(  # type: ignore[return-value]
-        float(((margin(logits)[:, list(GROUP)].mean(1) > 0) == textured).float().mean())
-        for logits in (drawn.steps, drawn.plans)
+        float(((scores[:, list(GROUP)].mean(1) > scores[:, len(GROUP) :].mean(1)) == textured).float().mean())
+        for scores in (margin(drawn.steps), margin(drawn.plans))
     )
 
 

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Reference
@@ -60,6 +62,23 @@ def test_the_next_sitting_gets_the_small_files_the_last_stage_and_the_newest_sta
     back = sorted(file.relative_to(tmp_path / "again").as_posix() for file in (tmp_path / "again").rglob("*.*"))
     assert back == sorted(names)
     assert all((tmp_path / "again" / name).read_bytes() == (run / name).read_bytes() for name in names)
+
+
+def test_a_run_is_unpacked_as_a_whole_or_not_at_all(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(run, tmp_path / "parts")
+
+    def interrupted(archive: tarfile.TarFile, path: Path, **options: Any) -> None:
+        archive.extract("config.yaml", path, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractall", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            unpack(tmp_path / "parts", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    unpack(tmp_path / "parts", tmp_path / "again")
+    assert (tmp_path / "again" / "last" / "state-3-00000004.safetensors").is_file()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_parts_are_small_and_every_changed_missing_or_added_one_is_refused(
