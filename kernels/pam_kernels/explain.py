@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from .dispatch import CONNECT, DEPTHWISE, decide
+from .dispatch import CONNECT, DEPTHWISE, LAYOUTS, decide
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -22,11 +22,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kernel", type=int, help="kernel size of a depthwise convolution; without it: connect")
     parser.add_argument("--stride", type=int, default=1, choices=(1, 2))
     parser.add_argument("--dtype", default="bf16", choices=tuple(DTYPES))
+    parser.add_argument("--layout", default=LAYOUTS[0], choices=LAYOUTS, help="memory format of the input")
     parser.add_argument("--shape", required=True, type=_shape, help="N,C,H,W of the input")
     options = parser.parse_args(arguments)
     for op in CONNECT if options.kernel is None else DEPTHWISE:
         choice = decide(
-            op, options.arch, DTYPES[options.dtype], options.shape, kernel=options.kernel, stride=options.stride
+            op,
+            options.arch,
+            DTYPES[options.dtype],
+            options.shape,
+            kernel=options.kernel,
+            stride=options.stride,
+            layout=options.layout,
         )
         sys.stdout.write(f"{op}: {choice.implementation}, because {choice.reason}\n")
 

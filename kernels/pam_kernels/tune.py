@@ -2,8 +2,9 @@
 
 python -m pam_kernels.tune [--op NAME] [--out FOLDER]      on an idle NVIDIA GPU, torch and triton installed
 
-A row compares one op with the fastest existing implementation of it: cuDNN and ATen in NCHW, cuDNN in channels_last, and for
-the connect layer also torch.compile. Rows of ops that are not asked for stay. Block sizes are those of configs.py.
+A row compares one op on x of one memory format with the fastest existing implementation of it: cuDNN and ATen in NCHW, cuDNN in
+channels_last, and for the connect layer also torch.compile. It replaces the row of the same case, others stay; the table is
+written after every case, and a case that fails is said and has no row. Block sizes are those of configs.py.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,15 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 from . import dispatch
 from .connect.reference import connect_reference
 from .depthwise.reference import depthwise_conv2d_reference
-from .dispatch import CONNECT, DEPTHWISE, TABLES, cell_of, forced
+from .dispatch import CONNECT, DEPTHWISE, LAYOUTS, TABLES, Cell, cell_of, forced
 
 Call = Callable[[], object]
-OURS = "triton"
+FORMATS = dict(zip(LAYOUTS, (torch.contiguous_format, torch.channels_last), strict=True))
+OURS = {layout: f"triton {layout}" for layout in LAYOUTS}
+DIFFERENCE = 0.02
+"""What rounding to bfloat16 may change in the norm of a result."""
 HALF = (torch.bfloat16, torch.float16)
 SHAPES = ((4, 192, 64, 64), (16, 384, 64, 64), (8, 192, 256, 256))
 """One of each scale."""
@@ -42,8 +48,11 @@ class Case:
     kernel: int | None = None
     stride: int = 1
 
+    def cell(self, layout: str) -> Cell:
+        return cell_of(self.op, self.dtype, self.shape, kernel=self.kernel, stride=self.stride, layout=layout)
+
     def calls(self, device: str) -> dict[str, Call]:
-        """What to time, by name; OURS is the kernel of this package."""
+        """What to time, by name; OURS are the kernels of this package on the two memory formats."""
         random = torch.Generator(device).manual_seed(0)
 
         def draw(*shape: int) -> Tensor:
@@ -56,11 +65,17 @@ class Case:
         height, width = self.shape[2:]
         grad = draw(*self.shape[:2], -(-height // stride), -(-width // stride))
         ops = torch.ops.pam
-        ours: dict[str, Call] = {
-            DEPTHWISE[0]: lambda: ops.depthwise_conv2d(x, weight, None, stride),
-            DEPTHWISE[1]: lambda: ops.depthwise_conv2d_input_grad(grad, weight, height, width, stride),
-            DEPTHWISE[2]: lambda: ops.depthwise_conv2d_weight_grad(grad, x, k, stride),
-        }
+
+        def ours(layout: torch.memory_format) -> Call:
+            """With the conversions to NCHW and back: the next operator would have to do the latter."""
+            given, upstream = (v.contiguous(memory_format=layout) for v in (x, grad))
+            calls: dict[str, Callable[[], Tensor]] = {
+                DEPTHWISE[0]: lambda: ops.depthwise_conv2d(given, weight, None, stride),
+                DEPTHWISE[1]: lambda: ops.depthwise_conv2d_input_grad(upstream, weight, height, width, stride),
+            }
+            if self.op in calls:
+                return lambda: calls[self.op]().contiguous(memory_format=layout)
+            return lambda: ops.depthwise_conv2d_weight_grad(upstream, given, k, stride)
 
         def existing(layout: torch.memory_format, cudnn: bool) -> Call:
             tensors = [v.contiguous(memory_format=layout) for v in (grad, x, weight)]
@@ -75,8 +90,7 @@ class Case:
 
             return call
 
-        return {
-            OURS: ours[self.op],
+        return {OURS[name]: ours(layout) for name, layout in FORMATS.items()} | {
             "pytorch": existing(torch.contiguous_format, True),
             "aten": existing(torch.contiguous_format, False),
             "channels_last": existing(torch.channels_last, True),
@@ -86,6 +100,7 @@ class Case:
         channels, hidden = self.shape[1], self.shape[1] // 2
         x, grad = draw(*self.shape), draw(*self.shape)
         weights = [draw(hidden, channels), draw(hidden), draw(channels, hidden), draw(channels)]
+        weights = [w * w.shape[-1] ** -0.5 for w in weights]
 
         def call(function: Callable[..., Tensor], layout: torch.memory_format) -> Call:
             inputs = [v.detach() for v in (x.contiguous(memory_format=layout), *weights)]
@@ -93,15 +108,15 @@ class Case:
                 return lambda: function(*inputs, "relu")
             upstream = grad.contiguous(memory_format=layout)
             inputs = [v.requires_grad_() for v in inputs]
-            y = function(*inputs, "relu")
+            with torch._functorch.config.patch(donated_buffer=False):  # or the compiled backward would run only once
+                y = function(*inputs, "relu")
             return lambda: torch.autograd.grad(y, inputs, upstream, retain_graph=True)
 
         torch.compiler.reset()  # or the shapes of earlier cases make this one dynamic, and the recompile limit is soon reached
-        return {
-            OURS: call(torch.ops.pam.connect, torch.contiguous_format),
+        return {OURS[name]: call(torch.ops.pam.connect, layout) for name, layout in FORMATS.items()} | {
             "pytorch": call(connect_reference, torch.contiguous_format),
             "channels_last": call(connect_reference, torch.channels_last),
-            "torch_compile": call(torch.compile(connect_reference), torch.contiguous_format),
+            "torch_compile": call(torch.compile(connect_reference, dynamic=False), torch.contiguous_format),
         }
 
 
@@ -113,27 +128,64 @@ def cases() -> Iterator[Case]:
                 yield from (Case(op, dtype, shape, k, stride) for dtype in HALF for shape in SHAPES)
             yield from (Case(op, torch.float32, shape, k) for shape in SHAPES)
     for op in CONNECT:
-        for n, c, side in ((4, 32, 128), (4, 64, 128), (16, 64, 128), (16, 128, 128), (16, 256, 64), (16, 512, 64)):
-            yield from (Case(op, dtype, (n, c, side, side)) for dtype in (*HALF, torch.float32))
+        # Several channel counts of a cell: the slowest counts, and block sizes change in between.
+        for c in (32, 40, 64, 96, 128, 144, 192, 224, 256, 312, 512):
+            small, medium, large = (16, 64, 128) if c > 256 else (32, 64, 128) if c > 224 else (32, 128, 256)
+            yield from (Case(op, torch.bfloat16, (16 if c > 40 else 32, c, s, s)) for s in (small, medium, large))
+            yield from (Case(op, dtype, (16, c, medium, medium)) for dtype in (torch.float16, torch.float32))
 
 
-def row(case: Case, device: str, milliseconds: Callable[[Call], float]) -> dict[str, Any]:
-    """The cell of a case, the times in ms, and the ratio of the fastest existing implementation to ours."""
+def rows(case: Case, device: str, milliseconds: Callable[[Call], float]) -> list[dict[str, Any]]:
+    """For each memory format: the cell, the times in ms, and the ratio of the fastest existing implementation to ours.
+
+    Raises RuntimeError if a kernel fails, differs from PyTorch, or has nothing to be compared with.
+    """
+    times: dict[str, float] = {}
     with forced("triton"):
-        times = {name: milliseconds(call) for name, call in case.calls(device).items()}
-    best = min((name for name in times if name != OURS), key=times.__getitem__)
-    cell = cell_of(case.op, case.dtype, case.shape, kernel=case.kernel, stride=case.stride)
-    return cell._asdict() | {"shape": case.shape, "ms": times, "best": best, "ratio": times[best] / times[OURS]}
+        calls = case.calls(device)
+        expected = calls["pytorch"]()
+        for name in OURS.values():
+            difference = _difference(calls[name](), expected)
+            if not difference <= DIFFERENCE:
+                raise RuntimeError(f"{name} differs from PyTorch by {difference:.3g}")
+        del expected
+        for name, call in calls.items():
+            try:
+                times[name] = milliseconds(call)
+            except Exception as error:  # of whichever library
+                if name in OURS.values():
+                    raise
+                _say(f"{name} cannot run {case}: {_first_line(error)}")
+    best = min(times.keys() - OURS.values(), key=times.__getitem__)
+    return [
+        case.cell(layout)._asdict()
+        | {"shape": case.shape, "ms": times, "best": best, "ratio": times[best] / times[OURS[layout]]}
+        for layout in LAYOUTS
+    ]
 
 
-def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, str]) -> None:
-    """Write the table; rows of other ops that it already has are kept."""
-    ops = {new["op"] for new in rows}
+def _difference(result: object, expected: object) -> float:
+    """Of two results, relative and in the norm."""
+    ours, theirs = (torch.cat([t.detach().float().flatten() for t in _tensors(r)]) for r in (result, expected))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else [part for part in result if part is not None]
+
+
+def write(path: Path, case: Case, new: list[dict[str, Any]]) -> None:
+    """Put the rows of a case in the place of those that the table has of it."""
+
+    def of_case(row: dict[str, Any]) -> bool:
+        return (*row["shape"], *(row[name] for name in Cell._fields[:4])) == (*case.shape, *case.cell(LAYOUTS[0])[:4])
+
     old = json.loads(path.read_text())["rows"] if path.is_file() else []
-    kept = [known for known in old if known["op"] not in ops]
-    lines = ",\n".join(json.dumps(value | ({} if value in kept else facts)) for value in kept + rows)
+    lines = ",\n".join(json.dumps(row) for row in [*(row for row in old if not of_case(row)), *new])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{{"rows": [\n{lines}\n]}}\n')
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(f'{{"rows": [\n{lines}\n]}}\n')
+    os.replace(temporary, path)
     dispatch.measured.cache_clear()
 
 
@@ -149,19 +201,35 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("needs an NVIDIA GPU: speed is measured, never guessed")
     import triton
 
-    major, minor = torch.cuda.get_device_capability()
+    path = options.out / f"{dispatch._architecture(torch.device('cuda'))}.json"
     facts = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    rows = []
     for case in cases():
-        if options.op in (None, case.op):
-            rows.append(row(case, "cuda", lambda call: triton.testing.do_bench(call, return_mode="median")))
-            sys.stdout.write(f"{case}: {rows[-1]['ratio']:.2f} times as fast as {rows[-1]['best']}\n")
-    write(options.out / f"sm_{major}{minor}.json", rows, facts)
+        if options.op not in (None, case.op):
+            continue
+        found = []
+        try:
+            found = rows(case, "cuda", lambda call: triton.testing.do_bench(call, return_mode="median"))
+            for row in found:
+                _say(f"{case} {row['layout']}: {row['ratio']:.2f} times as fast as {row['best']}")
+        except Exception as error:  # one case must not lose the others
+            _say(f"{case}: no row: {_first_line(error)}")
+            torch.cuda.synchronize()  # nothing runs after an error of the device
+        write(path, case, [row | facts for row in found])
+        torch.cuda.empty_cache()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 if __name__ == "__main__":

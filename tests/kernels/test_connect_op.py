@@ -57,7 +57,7 @@ def test_opcheck(activation: str, layout: str) -> None:
 def test_gradcheck_of_the_kernels_in_float64(
     activation: str, monkeypatch: pytest.MonkeyPatch, calls: list[str]
 ) -> None:
-    monkeypatch.setattr(op, "choose", lambda *_: Choice("triton", "the test asks for it"))
+    monkeypatch.setattr(op, "choose", lambda *_, **__: Choice("triton", "the test asks for it"))
     x, weights, _ = Case(2, 3, 4, 2, 3, torch.float64, activation).tensors()
     inputs = (x.requires_grad_(), *(w.requires_grad_() for w in weights))
     assert torch.autograd.gradcheck(lambda *t: connect(*t, activation), inputs, fast_mode=True)
@@ -180,7 +180,7 @@ def test_each_pass_has_its_own_choice(
     case = Case(2, 5, 3, 3, 4, layout=layout)
     x, weights, grad = case.tensors()
     inputs = [x.requires_grad_(), *(w.requires_grad_() for w in weights)]
-    monkeypatch.setattr(op, "choose", lambda name, _: Choice("triton" if name == kernel else "torch", "test"))
+    monkeypatch.setattr(op, "choose", lambda name, *_, **__: Choice("triton" if name == kernel else "torch", "test"))
     y = connect(*inputs)
     gradients = torch.autograd.grad(y, inputs, grad)
     check_forward(case, y.detach(), x.detach(), [w.detach() for w in weights])

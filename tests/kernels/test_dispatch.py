@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -26,6 +27,7 @@ def _row(**changes: Any) -> dict[str, Any]:
         "stride": 1,
         "dtype": "bfloat16",
         "scale": "medium",
+        "layout": "contiguous",
         "ratio": 1.5,
     }
     return row | changes
@@ -74,12 +76,16 @@ def test_a_cell_goes_to_triton_where_it_was_measured_fast_enough_and_nowhere_els
         {"dtype": torch.float16},
         {"shape": (1, 8, 64, 64)},
         {"shape": (16, 384, 128, 128)},
+        {"layout": "channels_last"},
     ):
         other = _decide(**changes)
         assert other.implementation == "torch"
         assert "not measured on sm_90 yet" in other.reason
     assert _decide("connect", None, shape=(8, 96, 256, 256)).implementation == "triton"
     assert _decide("connect", None, shape=(8, 192, 128, 128)).implementation == "torch"
+    table(_row(op="connect", size=512))
+    assert _decide("connect", None, shape=(8, 512, 64, 128)).implementation == "triton"
+    assert _decide("connect", None, shape=(8, 513, 64, 128)).implementation == "torch"
 
 
 def test_the_slowest_row_of_a_cell_counts(table: Any) -> None:
@@ -97,6 +103,9 @@ def test_the_slowest_row_of_a_cell_counts(table: Any) -> None:
         ({"dtype": torch.float64}, "not float64"),
         ({"shape": (0, 3, 4, 4)}, "empty"),
         ({"shape": (1, 3, 0, 4)}, "empty"),
+        ({"shape": (16, 384, 64, 60)}, "widths in multiples of 16 are measured, not 60"),
+        ({"stride": 2, "shape": (16, 384, 64, 80)}, "widths in multiples of 32 are measured, not 80"),
+        ({"op": "connect", "kernel": None, "shape": (16, 384, 63, 65)}, "pixel counts in multiples of 16 are measured"),
     ],
 )
 def test_what_no_kernel_can_do_is_refused_with_a_reason(table: Any, changes: dict[str, Any], reason: str) -> None:
@@ -136,11 +145,57 @@ def test_triton_forced_without_a_gpu_or_the_interpreter_says_what_to_do() -> Non
 
 def test_a_gpu_is_asked_for_its_architecture(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     table(_row())
+    assert choose("depthwise_conv2d", _on_a_gpu(monkeypatch), kernel=13).implementation == "triton"
+
+
+def _on_a_gpu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """An input on a card of sm_90 that is not there."""
     monkeypatch.delenv("PAM_KERNELS", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with FakeTensorMode():
-        x = torch.empty(SHAPE, dtype=torch.bfloat16, device="cuda:0")
-    assert choose("depthwise_conv2d", x, kernel=13).implementation == "triton"
+        return torch.empty(SHAPE, dtype=dtype, device="cuda:0")
+
+
+def test_a_card_of_another_maker_reads_no_table_of_nvidia(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ROCm's devices call themselves `cuda` too, and some have the capability (9, 0)."""
+    table(_row())
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    choice = choose("depthwise_conv2d", _on_a_gpu(monkeypatch), kernel=13)
+    assert choice.implementation == "torch"
+    assert "not measured on rocm_90" in choice.reason
+
+
+def test_without_triton_torch_runs_whatever_the_tables_say(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    table(_row())
+    x = _on_a_gpu(monkeypatch)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose("depthwise_conv2d", x, kernel=13) == Choice("torch", "triton is not installed")
+    monkeypatch.setenv("PAM_KERNELS", "triton")
+    with pytest.raises(RuntimeError, match=r"needs triton: pip install 'pam-mobile\[kernels\]'"):
+        choose("depthwise_conv2d", x, kernel=13)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "strided"])
+def test_a_layout_has_measurements_of_its_own(table: Any, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = _on_a_gpu(monkeypatch)
+    with x.fake_mode:  # type: ignore[attr-defined]
+        x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x.transpose(2, 3)
+    table(_row())
+    assert choose("depthwise_conv2d", x, kernel=13).implementation == "torch"
+    table(_row(layout="channels_last"))
+    chosen = choose("depthwise_conv2d", x, kernel=13).implementation
+    assert chosen == ("triton" if layout == "channels_last" else "torch")
+
+
+def test_the_dtype_of_the_products_counts(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast x may be float32 where the products are not."""
+    table(_row(), _row(op="connect", size=512))
+    x = _on_a_gpu(monkeypatch, torch.float32)
+    assert choose("depthwise_conv2d", x, kernel=13).implementation == "torch"
+    assert choose("depthwise_conv2d", x, kernel=13, dtype=torch.bfloat16).implementation == "triton"
+    assert choose("connect", x.bfloat16(), dtype=torch.bfloat16).implementation == "triton"
+    mixed = choose("connect", x, dtype=torch.bfloat16)
+    assert mixed == Choice("torch", "bfloat16 products of a float32 input are not measured")
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -148,7 +203,7 @@ def test_a_choice_from_a_table_is_made_inside_a_compiled_graph(table: Any, dynam
     table(_row(scale="small"))
 
     def halve_if_measured(x: torch.Tensor, kernel: int) -> torch.Tensor:
-        chosen = decide("depthwise_conv2d", "sm_90", x.dtype, x.shape, kernel=kernel)
+        chosen = decide("depthwise_conv2d", "sm_90", x.dtype, (*x.shape[:3], 32), kernel=kernel)
         return x / 2 if chosen.implementation == "triton" else x
 
     compiled = torch.compile(halve_if_measured, fullgraph=True, backend="eager", dynamic=dynamic)

@@ -31,11 +31,12 @@ def connect(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activatio
         )
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"x must be (N, {channels}, H, W) to fit w1, x.shape = {tuple(x.shape)}")
-    if all(_in_torch(op, x) for op in CONNECT):
+    lower = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(x.device.type) if lower else x.dtype
+    if all(_in_torch(op, x, dtype) for op in CONNECT):
         return connect_reference(x, w1, b1, w2, b2, activation)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if lower:
         # As autocast does it for convolutions, x stays what it is: only the products are in the lower precision.
-        dtype = torch.get_autocast_dtype(x.device.type)
         w1, w2 = w1.to(dtype), w2.to(dtype)
     elif not x.dtype == w1.dtype == w2.dtype:
         raise ValueError(f"x, w1 and w2 must share a dtype outside autocast: {x.dtype}, {w1.dtype}, {w2.dtype}")
@@ -48,8 +49,8 @@ def connect(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activatio
 
 @torch.library.custom_op("pam::connect", mutates_args=())
 def _connect(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str) -> Tensor:
-    x = dense(x)
-    if _in_torch("connect", x):
+    in_torch, x = _in_torch("connect", x, w1.dtype), dense(x)
+    if in_torch:
         dtype = w1.dtype
         return like(x + connect_branch(x.to(dtype), w1, b1.to(dtype), w2, b2.to(dtype), activation), x)
     from .forward import connect_forward
@@ -67,8 +68,8 @@ def _connect_backward(
     grad: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx like x, and (N, M, H, W) in the dtype of w1: A = act(W1 x + b1) and D, the gradient before the activation."""
-    x = dense(x)
-    if _in_torch("connect_backward", x):
+    in_torch, x = _in_torch("connect_backward", x, w1.dtype), dense(x)
+    if in_torch:
         results = connect_backward_reference(grad, x, w1, b1, w2, activation)
         return like(results[0], x), like(results[1], x), like(results[2], x)
     from .backward import connect_backward
@@ -105,8 +106,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _connect.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _in_torch(name: str, x: Tensor) -> bool:
-    return choose(name, x).implementation == "torch"
+def _in_torch(name: str, x: Tensor, dtype: torch.dtype) -> bool:
+    return choose(name, x, dtype=dtype).implementation == "torch"
 
 
 def _outer(rows: Tensor, columns: Tensor) -> Tensor:

@@ -262,7 +262,9 @@ def _launch(
         else:
             constants = role.toeplitz(config)
             band = x.new_empty((c, constants["R"], constants["KK"], config.height * config.width))
-            band_kernel[(c * constants["R"],)](weight, band, **constants, FLIP=role.flip, num_warps=8)
+            band_kernel[(c * constants["R"],)](
+                weight, band, **constants, FLIP=role.flip, num_warps=8, enable_fp_fusion=True
+            )
             tiles = n * triton.cdiv(height, config.height) * triton.cdiv(width, config.width)
             toeplitz_kernel[(c * triton.cdiv(tiles, config.tiles),)](
                 *(x, band, addend, y, n, c, h, w, height, width),
@@ -273,5 +275,6 @@ def _launch(
                 EMU=EMU,
                 num_warps=config.warps,
                 num_stages=config.stages,
+                enable_fp_fusion=True,
             )
     return y

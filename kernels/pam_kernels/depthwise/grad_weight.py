@@ -81,6 +81,7 @@ def weight_grad(grad: Tensor, x: Tensor, k: int, stride: int, config: Hankel | N
             **constants(k, stride, width, config),
             EMU=EMU,
             num_warps=config.warps,
+            enable_fp_fusion=True,
         )
     return partial.sum(0)
 

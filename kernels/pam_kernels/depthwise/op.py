@@ -33,12 +33,13 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
         raise ValueError(f"bias must be ({channels},) to fit weight, bias.shape = {tuple(bias.shape)}")
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, stride = {stride}")
-    if all(_in_torch(op, x, _size(weight), stride) for op in DEPTHWISE):
-        if x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+    lower = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(x.device.type) if lower else x.dtype
+    if all(_in_torch(op, x, _size(weight), stride, dtype) for op in DEPTHWISE):
+        if lower and x.device.type == "cpu":
             return _in_float32(x, weight, bias, stride)
         return depthwise_conv2d_reference(x, weight, bias, stride)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if lower:
         x, weight = x.to(dtype), weight.to(dtype)  # the bias is added in float32 as it is
     if x.dtype != weight.dtype:
         raise ValueError(f"x and weight must share a dtype outside autocast: {x.dtype}, {weight.dtype}")
@@ -68,12 +69,11 @@ class DepthwiseConv2d(nn.Conv2d):
 
 @torch.library.custom_op("pam::depthwise_conv2d", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    x, weight = x.contiguous(), weight.contiguous()
     if _in_torch("depthwise_conv2d", x, _size(weight), stride):
         return depthwise_conv2d_reference(x, weight, None if bias is None else bias.to(x.dtype), stride).contiguous()
     from .forward import convolve
 
-    return convolve(x, weight, bias, stride)
+    return convolve(x.contiguous(), weight.contiguous(), bias, stride)
 
 
 @_forward.register_fake
@@ -155,5 +155,5 @@ def _size(weight: Tensor) -> int:
     return weight.shape[-1]
 
 
-def _in_torch(op: str, x: Tensor, k: int, stride: int) -> bool:
-    return choose(op, x, kernel=k, stride=stride).implementation == "torch"
+def _in_torch(op: str, x: Tensor, k: int, stride: int, dtype: torch.dtype | None = None) -> bool:
+    return choose(op, x, kernel=k, stride=stride, dtype=dtype).implementation == "torch"
