@@ -35,6 +35,7 @@ _READABLE = "PNG, JPEG, TIFF, WebP or BMP"
 _GREY_SUFFIXES = (".png", ".tif", ".tiff")
 _RGBA_SUFFIXES = (".png",)
 _PNG_HEADER_BYTES = 33
+_PIXEL_CHUNKS = (b"IHDR", b"tRNS", b"IDAT", b"IEND")
 _HEAD_BYTES = 2**16
 """Enough for what comes before the pixels of nearly every PNG or JPEG; where it is not, the file is read whole."""
 _ORIENTATION_TAG = 0x0112
@@ -328,13 +329,30 @@ def _has_16_bit_colour(image: Image.Image, data: bytes) -> bool:
 
 
 def _colour16(path: FilePath, data: bytes) -> np.ndarray:
+    """Pixels of a file that Pillow has found whole, without the remarks that OpenCV and its libraries print about it."""
+    plain = _pixel_chunks(data) if data.startswith(_SIGNATURES[0]) else data
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(plain, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise _damaged(path, str(error)) from error
+    finally:
+        cv2.utils.logging.setLogLevel(level)
     if pixels is None:
         raise _damaged(path, "its 16-bit pixels cannot be decoded")
     return pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def _pixel_chunks(png: bytes) -> bytes:
+    """A PNG of the chunks that make its pixels: libpng comments on profiles and the like."""
+    kept, start = [png[:8]], 8
+    while start + 12 <= len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4])
+        if png[start + 4 : start + 8] in _PIXEL_CHUNKS:
+            kept.append(png[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _pixels(path: FilePath, image: Image.Image) -> np.ndarray:

@@ -63,7 +63,7 @@ def _quarters() -> np.ndarray:
     return picture
 
 
-def _tiff(pixels: np.ndarray, orientation: int = 1, order: str = "<") -> bytes:
+def _tiff(pixels: np.ndarray, orientation: int = 1, order: str = "<", private_tag: bool = False) -> bytes:
     """An uncompressed TIFF, written by hand because Pillow has no 16-bit colour and OpenCV no orientation."""
     height, width, channels = pixels.shape
     bits = pixels.dtype.itemsize * 8
@@ -83,6 +83,8 @@ def _tiff(pixels: np.ndarray, orientation: int = 1, order: str = "<") -> bytes:
     ]
     if channels == 4:
         fields.append((338, 3, 1, 2))
+    if private_tag:
+        fields.append((65000, 3, 1, 7))
     magic = b"II" if order == "<" else b"MM"
     out = bytearray(magic + struct.pack(f"{order}HI", 42, directory) + data.ljust(directory - 8, b"\0"))
     out += struct.pack(f"{order}H", len(fields))
@@ -131,6 +133,18 @@ def test_exif_orientation_is_applied_to_jpeg(tmp_path: Path, orientation: int) -
     pixels = read_photo(path).pixels * 255
     assert pixels.shape == (32, 48, 3)
     assert np.abs(pixels - _quarters()).max() < 8
+
+
+def test_what_else_a_16_bit_file_holds_makes_no_noise(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pixels = _noise((5, 8, 3), 16)
+    (tmp_path / "a.png").write_bytes(_with_png_chunk(_png(pixels), b"iCCP", b"name\0\0no profile"))
+    (tmp_path / "b.png").write_bytes(_with_png_chunk(_png(pixels), b"gAMA", b"\0\0\xb1\x8f"))
+    (tmp_path / "c.tif").write_bytes(_tiff(pixels, private_tag=True))
+    for name in ("a.png", "b.png", "c.tif"):
+        photo = read_photo(tmp_path / name)
+        assert photo.bits == 16
+        np.testing.assert_array_equal(to_integers(photo.pixels, 16), pixels)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
