@@ -61,18 +61,23 @@ def write_shards(folder: FilePath, splits: dict[str, Iterable[Sample]], layout: 
         raise UsageError(f"{folder} is not an empty folder", "choose another --out")
     sizes: dict[str, int] = {}
     counts = dict.fromkeys(splits, 0)
-    for split, samples in splits.items():
-        shard: list[tuple[str, bytes]] = []
-        for sample in samples:
-            members = _members_of(f"{counts[split]:06}", sample)
-            if shard and _packed_size([*shard, *members]) > largest:
+    try:
+        for split, samples in splits.items():
+            shard: list[tuple[str, bytes]] = []
+            for sample in samples:
+                members = _members_of(f"{counts[split]:06}", sample)
+                if shard and _packed_size([*shard, *members]) > largest:
+                    _write_shard(folder, split, sizes, shard)
+                    shard = []
+                shard += members
+                counts[split] += 1
+            if shard:
                 _write_shard(folder, split, sizes, shard)
-                shard = []
-            shard += members
-            counts[split] += 1
-        if shard:
-            _write_shard(folder, split, sizes, shard)
-    write_sealed_json(folder / INDEX, {"format": FORMAT, "layout": layout, "samples": counts, "shards": sizes})
+        write_sealed_json(folder / INDEX, {"format": FORMAT, "layout": layout, "samples": counts, "shards": sizes})
+    except BaseException:  # shards without an index are of no use, and in the way of the next attempt
+        for name in sizes:
+            (folder / name).unlink(missing_ok=True)
+        raise
     return counts
 
 

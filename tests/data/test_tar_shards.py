@@ -340,6 +340,28 @@ def test_an_unsound_set_is_not_packed_and_every_file_is_named(
     assert not (tmp_path / "packed").exists()
 
 
+@pytest.mark.parametrize("failing", ["_write_shard", "write_sealed_json"])
+def test_packing_that_was_interrupted_leaves_nothing_in_the_way_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    cutout_files(tmp_path / "set", 4)
+    data, real, calls = open_dataset(str(tmp_path / "set")), getattr(shards, failing), []
+
+    def interrupted(*arguments: object) -> None:
+        calls.append(real(*arguments))
+        if len(calls) == 2 or failing == "write_sealed_json":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, failing, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack(data, tmp_path / "packed", 1)
+    assert calls
+    assert not list((tmp_path / "packed").glob("*.tar"))
+    monkeypatch.undo()
+    if failing == "_write_shard":
+        assert pack(data, tmp_path / "packed", 1)["train"] == 4
+
+
 def test_packing_does_not_overwrite(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not an empty folder"):
         pack(open_dataset(str(tmp_path / "set")), packed, 10**6)
