@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path as FilePath
 
 from ..checkpoint import DOCUMENT
 from ..errors import InputError, PamError
-from ..files import read_sealed_json, verify_file, write_bytes, write_sealed_json
+from ..files import UNFINISHED, read_sealed_json, verify_file, write_bytes, write_sealed_json
 
 PART_BYTES = 15 << 20
 MANIFEST = "run.json"
@@ -68,8 +69,11 @@ def unpack(folder: FilePath, run: FilePath) -> None:
             verify_file(folder / part["file"], part["sha256"], REMEDY)
             whole.write((folder / part["file"]).read_bytes())
         whole.seek(0)
+        unfinished = run.with_name(f"{UNFINISHED}{run.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
         with tarfile.open(fileobj=whole) as archive:
-            archive.extractall(run, filter="data")
+            archive.extractall(unfinished, filter="data")
+        unfinished.rename(run)  # half a run would go on from an earlier state, or from none
 
 
 def sit(run: FilePath, seconds: float, options: list[str]) -> int:
