@@ -249,7 +249,9 @@ def _read_bytes(path: FilePath, most: int = -1) -> bytes:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", "check the name and the folder") from error
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", "check its name and who may read it") from error
+        raise InputError(
+            f"cannot read {path}: {error.strerror}", "check its name and the permissions of the file"
+        ) from error
     if not data:
         raise InputError(f"{path} is empty (0 bytes)", "copy or save the image again")
     return data
