@@ -19,6 +19,10 @@ from pam_kernels.connect.reference import connect_reference
 Passes = dict[str, Callable[[], object]]
 OURS, CUDNN_NCHW, CUDNN_LAST, ATEN, COMPILED = "triton", "cudnn_nchw", "cudnn_channels_last", "aten", "torch_compile"
 BACKEND = "inductor"
+GRADIENTS = ("forward", "input_grad", "weight_grad")
+PASSES = ("forward", "forward_for_training", "training")
+KERNELS = (5, 7, 9, 13, 21, 31)
+HALF = torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Depthwise:
         passes[ATEN] = aten(x, weight, grad, cudnn=False)
         if device == "cuda":
             passes[CUDNN_LAST] = aten(last(x), last(weight), last(grad), cudnn=True)
-            geometry = (1, 1), (1, 1), groups, True, False, False
+            geometry = (1, 1), (1, 1), groups, True, False, True
             if self.pass_ == "forward":
                 arguments = (x, weight, (pad, pad), *geometry)
                 passes[CUDNN_NCHW] = lambda: torch.ops.aten.cudnn_convolution(*arguments)
@@ -90,10 +94,10 @@ class Depthwise:
     def _ours(self, x: Tensor, weight: Tensor, grad: Tensor) -> Callable[[], object]:
         if self.pass_ == "forward":
             return lambda: depthwise_conv2d(x, weight)
-        with torch.enable_grad():
-            of = (x if self.pass_ == "input_grad" else weight).requires_grad_()
-            y = depthwise_conv2d(x, weight)
-        return lambda: torch.autograd.grad(y, of, grad, retain_graph=True)
+        ops, size = torch.ops.pam, self.shape[2:]
+        if self.pass_ == "input_grad":
+            return lambda: ops.depthwise_conv2d_input_grad(grad, weight, *size, 1)
+        return lambda: ops.depthwise_conv2d_weight_grad(grad, x, self.kernel, 1).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -166,24 +170,24 @@ Case = Depthwise | Connect
 
 
 def cases() -> Iterator[Case]:
-    """All cases of the benchmark, the most telling first; the shapes are those of the networks and around them."""
-    gradients = ("forward", "input_grad", "weight_grad")
-    passes = ("forward", "forward_for_training", "training")
-    kernels = (5, 7, 9, 13, 21, 31)
-    half = torch.bfloat16
-    yield from (Depthwise((16, 384, 64, 64), k, half, pass_, compiled=True) for k in kernels for pass_ in gradients)
+    """The most telling cases of the benchmark; the shapes are those of the networks and around them."""
+    yield from (Depthwise((16, 384, 64, 64), k, HALF, pass_, compiled=True) for k in KERNELS for pass_ in GRADIENTS)
     for images, side, widths in ((16, 256, (64, 96, 128)), (16, 128, (64, 128, 192, 256, 312, 512))):
-        yield from (Connect((images, c, side, side), half, pass_) for c in widths for pass_ in passes)
+        yield from (Connect((images, c, side, side), HALF, pass_) for c in widths for pass_ in PASSES)
+
+
+def more_cases() -> Iterator[Case]:
+    """The others, for the time that is left."""
     for shape in ((8, 192, 128, 128), (4, 96, 256, 256), (16, 192, 64, 64)):
-        yield from (Depthwise(shape, k, half, pass_) for k in kernels for pass_ in gradients)
+        yield from (Depthwise(shape, k, HALF, pass_) for k in KERNELS for pass_ in GRADIENTS)
     for dtype in (torch.float16, torch.float32):
-        yield from (Depthwise((16, 192, 64, 64), k, dtype, pass_) for k in (7, 13, 31) for pass_ in gradients)
-        yield from (Connect((16, 128, 128, 128), dtype, pass_, compiled=False) for pass_ in passes)
+        yield from (Depthwise((16, 192, 64, 64), k, dtype, pass_) for k in (7, 13, 31) for pass_ in GRADIENTS)
+        yield from (Connect((16, 128, 128, 128), dtype, pass_, compiled=False) for pass_ in PASSES)
 
 
 def dry_cases() -> Iterator[Case]:
     """One tiny case of every pass, for a machine without a GPU."""
-    for pass_ in ("forward", "input_grad", "weight_grad"):
+    for pass_ in GRADIENTS:
         yield Depthwise((1, 2, 9, 8), 3, torch.float32, pass_, compiled=True)
-    for pass_ in ("forward", "forward_for_training", "training"):
+    for pass_ in PASSES:
         yield Connect((1, 4, 5, 6), torch.float32, pass_)

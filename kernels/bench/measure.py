@@ -39,16 +39,16 @@ class Measured:
 
 
 def measure_case(case: Case, device: str) -> Measured:
-    """All implementations of a case. One that PyTorch refuses has no cost; that is said."""
+    """All implementations of a case. One that fails has no cost; that is said. Raises what the kernel raises."""
     costs: dict[str, Cost] = {}
     with torch.set_grad_enabled("training" in case.pass_):
         for name, function in case.passes(device).items():
             try:
                 costs[name] = measure(function, device)
-            except RuntimeError as error:
-                if name == OURS or "out of memory" in str(error):
+            except Exception as error:  # of whichever library
+                if name == OURS:
                     raise
-                say(f"{name} cannot run {case}: {str(error).splitlines()[0]}")
+                failed(f"{name} cannot run {case}", error)
     shape, dtype = "x".join(map(str, case.shape)), str(case.dtype).removeprefix("torch.")
     return Measured(case.op, case.pass_, case.size, shape, dtype, costs, case.bytes, case.flops)
 
@@ -82,6 +82,14 @@ def measure(function: Callable[[], object], device: str, runs: int = 30, seconds
     torch.cuda.synchronize()
     ms = statistics.median(first.elapsed_time(last) for first, last in events)
     return Cost(ms, peak / 2**20, held / 2**20)
+
+
+def failed(what: str, error: Exception) -> None:
+    """Say it and go on. Raises if the device itself has failed, after which nothing runs any more."""
+    say(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
 
 def say(*lines: str) -> None:

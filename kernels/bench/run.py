@@ -1,11 +1,12 @@
 """Check and measure the kernels on one NVIDIA GPU: `make gpu`, under ten minutes, no download.
 
-1. the properties of the tests at real sizes (check.py), 2. the same under compute-sanitizer where there is one,
-3. every case of cases.py against the best existing implementations, 4. a training step of the network `full`.
-Rows go to kernels/bench/results/<gpu>.csv, and to the folder $OUT if that is set. Rows are written even when the time is up
-or a later part fails, but never after a failed check.
+1. the properties of the tests at real sizes (check.py), in several processes because most of their time is compilation; beside
+them a few under compute-sanitizer where there is one, 2. the most telling cases of cases.py against the best existing
+implementations, 3. a training step of the network `full`, 4. the other cases, as far as the time goes.
+Rows go to kernels/bench/results/<gpu>.csv, and to the folder $OUT if that is set, each as soon as it is measured. What fails is
+said and has no row; an operator of which a check failed has none at all, and neither has the training step then.
 
-Exit codes: 0 done, 1 a check failed, 3 no NVIDIA GPU (nothing was run).
+Exit codes: 0 done, 1 a check or a kernel failed, 3 no NVIDIA GPU (nothing was run).
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import csv
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,11 +35,13 @@ sys.path[:0] = PATHS
 import cases  # noqa: E402
 import check  # noqa: E402
 import step  # noqa: E402
-from measure import Measured, measure_case, say  # noqa: E402
+from measure import Measured, failed, measure_case, say  # noqa: E402
 
 NO_GPU = 3
-CASES_UNTIL, STEPS_UNTIL = 270, 420
-"""Seconds from the start after which no new case and no new training step is begun."""
+CHECKS_UNTIL, CHECKS_END, STEPS_UNTIL, CASES_UNTIL = 120, 200, 360, 540
+"""Seconds from the start after which no check, no training step and no case is begun; checks are given up at CHECKS_END."""
+PROCESSES = 6
+MEMCHECK = ("--tool", "memcheck", "--error-exitcode", "9")
 BASELINES = (cases.CUDNN_NCHW, cases.CUDNN_LAST, cases.ATEN, cases.COMPILED)
 COLUMNS = (
     *("op", "pass", "size", "shape", "dtype", "ms", "gb_per_s", "tflop_per_s"),
@@ -49,7 +54,7 @@ COLUMNS = (
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Check and measure the kernels on one NVIDIA GPU.",
-        epilog=f"exit codes: 0 done, 1 a check failed, {NO_GPU} no NVIDIA GPU",
+        epilog=f"exit codes: 0 done, 1 a check or a kernel failed, {NO_GPU} no NVIDIA GPU",
     )
     parser.add_argument("--dry", type=Path, metavar="CSV", help="run everything at tiny sizes on the CPU, write there")
     options = parser.parse_args()
@@ -61,65 +66,118 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"
         cases.BACKEND = "aot_eager"
     os.environ["PAM_KERNELS"] = "triton"
+    wrong = wrong_operators(options.dry is not None)
+    say(f"checks: {'wrong: ' + ', '.join(sorted(wrong)) if wrong else 'ok'} ({time.perf_counter() - started:.0f} s)")
     device = "cpu" if options.dry else "cuda"
-    wrong = check.run("dry" if options.dry else "large", device)
-    wrong += [] if options.dry else sanitizer()
-    if wrong:
-        say(*wrong)
-        return 1
-    say(f"all checks pass ({time.perf_counter() - started:.0f} s)")
     files = [options.dry] if options.dry else result_files(torch.cuda.get_device_name())
     facts = environment(device)
-    rows: list[dict[str, object]] = []
-    for measured in measure_all(device, options.dry is not None, started):
-        rows.append(row_of(measured, facts))
-        say(" ".join(f"{key} {rows[-1][key]}" for key in COLUMNS[:12] if rows[-1][key] != ""))
-        write(files, rows)
+    rows: dict[tuple[object, ...], dict[str, object]] = {}
+    complete = not wrong
+    for measured in measure_all(device, options.dry is not None, started, wrong):
+        if measured is None:
+            complete = False
+            continue
+        row = row_of(measured, facts)
+        rows[tuple(row[key] for key in COLUMNS[:5])] = row
+        say(" ".join(f"{key} {row[key]}" for key in COLUMNS[:12] if row[key] != ""))
+        write(files, rows.values())
     say(f"{len(rows)} rows in {', '.join(map(str, files))} ({time.perf_counter() - started:.0f} s)")
-    return 0
+    say("python kernels/bench/tables.py shows them in docs/kernels.md")
+    return int(not complete)
 
 
-def sanitizer() -> list[str]:
-    """What compute-sanitizer finds in the small checks; nothing if it is not installed."""
+def wrong_operators(dry: bool) -> set[str]:
+    """The operators of which a check fails; all if the checks themselves fail."""
+    count = 1 if dry else max(1, min(PROCESSES, (os.cpu_count() or 1) - 1))
+    size = ["--size", "dry"] if dry else ["--size", "large", "--seconds", str(CHECKS_UNTIL)]
+    running = [_start([*size, "--share", f"{part}/{count}"]) for part in range(1, count + 1)]
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    sanitizer = None
     if program is None:
         say("compute-sanitizer is not installed: skipped")
-        return []
-    command = [
-        program,
-        "--tool",
-        "memcheck",
-        "--error-exitcode",
-        "9",
-        sys.executable,
-        str(HERE / "check.py"),
-        "--small",
-    ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    elif not dry:
+        sanitizer = _start(["--size", "small", "--seconds", str(CHECKS_UNTIL)], [program, *MEMCHECK])
+    wrong: set[str] = set()
+    end = time.perf_counter() + (600 if dry else CHECKS_END)
+    for process in running:
+        code, output = _finish(process, end)
+        if output:
+            say(output)
+        found = {line.split()[1] for line in output.splitlines() if line.startswith(check.WRONG)}
+        wrong |= found if code == 0 or (code == 1 and found) else {check.DEPTHWISE, check.CONNECT}
+    if sanitizer is not None:
+        code, output = _finish(sanitizer, end)
+        say(f"compute-sanitizer: exit code {code}" + ("" if code == 0 else f"\n{output[-2000:]}"))
+        if code == 9:
+            wrong |= {check.DEPTHWISE, check.CONNECT}
+        elif code != 0:
+            say("compute-sanitizer could not run, or not in time: skipped")
+    return wrong
+
+
+def _start(arguments: list[str], before: list[str] | None = None) -> subprocess.Popen[str]:
+    """A process of check.py, with a group of its own: compute-sanitizer has children, which must end with it."""
+    own = os.environ.get("PYTHONPATH")  # torch may come from there
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*PATHS, *([own] if own else [])])}
+    if before:
+        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    command = [*(before or []), sys.executable, str(HERE / "check.py"), *arguments]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def _finish(process: subprocess.Popen[str], end: float) -> tuple[int, str]:
+    """Exit code and output; -9 and what there is if it has not ended in time."""
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+        output, _ = process.communicate(timeout=max(1, end - time.perf_counter()))
     except subprocess.TimeoutExpired:
-        say("compute-sanitizer took longer than 150 s: skipped")
-        return []
-    say("compute-sanitizer: " + ("clean" if done.returncode == 0 else f"exit code {done.returncode}"))
-    return [] if done.returncode == 0 else ["compute-sanitizer: " + (done.stdout + done.stderr)[-2000:]]
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+    return process.returncode, output.strip()
 
 
-def measure_all(device: str, dry: bool, started: float) -> Iterator[Measured]:
-    """Every case, then the training step; those that no longer fit the time are counted."""
+def measure_all(device: str, dry: bool, started: float, wrong: set[str]) -> Iterator[Measured | None]:
+    """Cases and training steps; None for one that fails. Those that no longer fit the time are counted."""
+    try:
+        yield from _measure_cases(cases.dry_cases() if dry else cases.cases(), device, started, wrong)
+        for path in step.PATHS[: 1 if dry else None]:
+            if wrong:
+                say(f"no training step {path}: a check failed")
+            elif time.perf_counter() - started > STEPS_UNTIL:
+                say(f"the training step {path} did not fit into {STEPS_UNTIL} s: no row")
+            else:
+                yield from _measure_step(path, device, dry)
+        yield from _measure_cases(() if dry else cases.more_cases(), device, started, wrong)
+    except RuntimeError as error:
+        say(f"the device failed, nothing more is measured: {' '.join(str(error).split())[:300]}")
+        yield None
+
+
+def _measure_cases(
+    given: Iterable[cases.Case], device: str, started: float, wrong: set[str]
+) -> Iterator[Measured | None]:
     late = 0
-    for case in cases.dry_cases() if dry else cases.cases():
+    for case in given:
+        if case.op in wrong:
+            continue
         if time.perf_counter() - started > CASES_UNTIL:
             late += 1
-        else:
+            continue
+        try:
             yield measure_case(case, device)
+        except Exception as error:  # one case must not lose the others
+            failed(f"no row of {case}", error)
+            yield None
     if late:
         say(f"{late} cases did not fit into {CASES_UNTIL} s: no rows")
-    for path in step.PATHS[: 1 if dry else None]:
-        if time.perf_counter() - started > STEPS_UNTIL:
-            say(f"the training step {path} did not fit into {STEPS_UNTIL} s: no row")
-        else:
-            yield from step.measure_step(path, device, dry)
+
+
+def _measure_step(path: str, device: str, dry: bool) -> Iterator[Measured | None]:
+    try:
+        yield from step.measure_step(path, device, dry)
+    except Exception as error:  # it must not lose the rows of other cases
+        failed(f"no row of the training step {path}", error)
+        yield None
 
 
 def row_of(measured: Measured, facts: dict[str, str]) -> dict[str, object]:
@@ -150,13 +208,16 @@ def environment(device: str) -> dict[str, str]:
     """The facts that every row carries."""
     import triton
 
-    git = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    commit = ""
+    if shutil.which("git"):
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return {
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda or "none",
-        "commit": git.stdout.strip() or os.environ.get("PAM_COMMIT", "unknown"),
+        "commit": commit or os.environ.get("PAM_COMMIT", "unknown"),
         "date_utc": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
@@ -167,13 +228,17 @@ def result_files(gpu: str) -> list[Path]:
     return [HERE / "results" / name] + ([Path(os.environ["OUT"]) / name] if os.environ.get("OUT") else [])
 
 
-def write(files: Iterable[Path], rows: list[dict[str, object]]) -> None:
+def write(files: Iterable[Path], rows: Iterable[dict[str, object]]) -> None:
+    """The whole files, in one piece each: a run that is cut off leaves what it had."""
+    kept = list(rows)
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="") as stream:
+        temporary = file.with_suffix(".tmp")
+        with temporary.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(kept)
+        os.replace(temporary, file)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def decide(
         return Choice("torch", impossible)
     what, row = ("pixel counts", shape[2] * shape[3]) if op in CONNECT else ("widths", shape[3])
     if row % (ALIGNED * stride) != 0:
-        return Choice("torch", f"only {what} in multiples of {ALIGNED * stride} are measured, not {row}")
+        return Choice("torch", f"only {what} in multiples of {ALIGNED * stride} are measured")
     ratio = _ratio(arch, *cell_of(op, dtype, shape, kernel=kernel, stride=stride, layout=layout))
     if ratio is None:
         return Choice("torch", f"this case is not measured on {arch} yet (python -m pam_kernels.tune does it)")

@@ -5,7 +5,6 @@ PAM_KERNEL_CASES=5000 makes the long run of both operators' kernels.
 
 from __future__ import annotations
 
-import os
 from dataclasses import astuple, replace
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from connect_cases import ACTIVATIONS, Case, check_forward, check_gradients, laid_out
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from shares import cases as share
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -20,7 +20,6 @@ from pam_kernels.connect.backward import connect_backward, connect_backward_kern
 from pam_kernels.connect.configs import TABLE, Config
 from pam_kernels.connect.forward import connect_forward, connect_forward_kernel, launch
 
-CASES = int(os.environ.get("PAM_KERNEL_CASES", 0)) // 4 or 80
 cases = st.builds(
     Case,
     images=st.integers(1, 3),
@@ -57,7 +56,7 @@ def _run(case: Case) -> tuple[Tensor, tuple[Tensor, ...], Tensor, list[Tensor], 
     return y.detach(), gradients, x.detach(), [w.detach() for w in weights], grad
 
 
-@settings(max_examples=CASES)
+@settings(max_examples=share("connect"))
 @given(cases)
 @example(EXAMPLES[0])
 @example(EXAMPLES[1])
@@ -68,7 +67,7 @@ def test_values_and_gradients_are_those_of_float64_within_their_rounding_errors(
     check_gradients(case, gradients, x, weights, grad)
 
 
-@settings(max_examples=CASES // 2)
+@settings(max_examples=share("connect on integers"))
 @given(cases)
 def test_integers_come_out_exactly(case: Case) -> None:
     case = replace(case, kind="integers", dtype=torch.float32, activation="relu")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from depthwise_cases import Case, check, guarded_results, run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from shares import PERCENT, TOTAL
+from shares import cases as share
 
 from pam_kernels import depthwise_conv2d
 from pam_kernels.depthwise.configs import Direct, Hankel, Toeplitz
-
-CASES = max(1, int(os.environ.get("PAM_KERNEL_CASES", "100")) // 5)
-"""Of 5: two here on tensor cores, one direct, and the connect layer's."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,18 +54,22 @@ direct_cases = st.builds(
 )
 
 
-@settings(max_examples=2 * CASES)
+@settings(max_examples=share("tensor cores"))
 @given(tensor_core_cases)
 def test_tensor_core_results_are_exact_up_to_rounding(case: Case) -> None:
     check(case)
 
 
-@settings(max_examples=CASES)
+@settings(max_examples=share("direct"))
 @given(direct_cases)
 @example(Case(1, 1, 3, 5, 31, 1, torch.float32))
 @example(Case(1, 1, 4, 6, 13, 2, torch.float32, kind="integers"))
 def test_direct_results_are_exact_up_to_rounding(case: Case) -> None:
     check(case)
+
+
+def test_all_together_the_random_cases_are_as_many_as_asked_for() -> None:
+    assert sum(map(share, PERCENT)) >= TOTAL
 
 
 @pytest.mark.parametrize("k", [3, 7])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +19,8 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "kernels" / "bench"
 sys.path.insert(0, str(BENCH))
+import check  # noqa: E402
+import run  # noqa: E402
 import tables  # noqa: E402
 
 
@@ -71,3 +77,136 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     assert done.returncode == 3
     assert done.stdout == "make gpu needs an NVIDIA GPU that PyTorch can use; nothing was run\n"
     assert done.stderr == ""
+
+
+# What goes wrong on a machine that nobody has seen
+
+
+@pytest.fixture
+def _triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAM_KERNELS", "triton")
+    monkeypatch.setattr(run.cases, "BACKEND", "eager")
+
+
+@pytest.mark.usefixtures("_triton")
+def test_one_case_that_fails_loses_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(case: Any, device: str) -> Any:
+        if case.pass_ == "weight_grad":
+            raise torch.OutOfMemoryError("no room for it")
+        return measured(case, device)
+
+    measured = run.measure_case
+    monkeypatch.setattr(run, "measure_case", measure)
+    monkeypatch.setattr(run.step, "PATHS", ())
+    results = list(run.measure_all("cpu", True, time.perf_counter(), set()))
+    assert [result and result.pass_ for result in results] == [
+        *("forward", "input_grad", None),
+        *("forward", "forward_for_training", "training"),
+    ]
+    assert "weight_grad" in (said := capsys.readouterr().out)
+    assert "OutOfMemoryError: no room for it" in said
+
+
+@pytest.mark.usefixtures("_triton")
+def test_an_implementation_that_fails_loses_its_column_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room for it")
+
+    monkeypatch.setattr(run.cases, "connect_reference", refuse)
+    case = run.cases.Connect((1, 4, 5, 6), torch.float32, "training", compiled=False)
+    assert run.measure_case(case, "cpu").costs.keys() == {run.cases.OURS}
+    monkeypatch.setattr(run.cases, "connect", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        run.measure_case(case, "cpu")
+
+
+@pytest.mark.usefixtures("_triton")
+def test_a_training_step_that_fails_loses_no_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room for it")
+
+    monkeypatch.setattr(run.step, "measure_step", fail)
+    results = list(run.measure_all("cpu", True, time.perf_counter(), set()))
+    assert len(results) == 7
+    assert results[-1] is None
+    assert "no row of the training step every_second_unit: OutOfMemoryError" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_triton")
+def test_an_operator_that_is_wrong_has_no_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    results = list(run.measure_all("cpu", True, time.perf_counter(), {"depthwise_conv2d"}))
+    assert [result.op for result in results] == ["connect"] * 3
+    assert "no training step every_second_unit: a check failed" in capsys.readouterr().out
+
+
+def test_when_the_time_is_up_nothing_is_begun(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(run.measure_all("cpu", True, time.perf_counter() - 600, set())) == []
+    assert "6 cases did not fit into 540 s" in (said := capsys.readouterr().out)
+    assert "training step every_second_unit did not fit" in said
+
+
+BOTH = {"depthwise_conv2d", "connect"}
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("pass", set()),
+        ("print('WRONG connect Case(): 1 is not 2'); raise SystemExit(1)", {"connect"}),
+        ("print('WRONG connect Case(): 1 is not 2'); import os; os.abort()", BOTH),
+        ("import no_such_module", BOTH),
+        ("import time; time.sleep(60)", BOTH),
+        ("import subprocess; subprocess.run(['sleep', '60'])", BOTH),
+    ],
+)
+def test_what_a_process_of_checks_says_is_heard(
+    code: str, wrong: set[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "_start", _speaker(code))
+    monkeypatch.setattr(run, "CHECKS_END", 10 if "sleep" not in code else 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert run.wrong_operators(dry=False) == wrong
+    assert "compute-sanitizer is not installed: skipped" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("code", "wrong"), [(0, set()), (9, BOTH), (255, set())])
+def test_only_errors_that_the_sanitizer_finds_are_errors(
+    code: int, wrong: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It cannot run on every machine where it is installed."""
+    monkeypatch.setattr(
+        run, "_start", lambda arguments, before=None: _speaker(f"raise SystemExit({code if before else 0})")(arguments)
+    )
+    monkeypatch.setattr(shutil, "which", lambda name: "/somewhere/compute-sanitizer")
+    assert run.wrong_operators(dry=False) == wrong
+    assert ("could not run" in capsys.readouterr().out) == (code == 255)
+
+
+def _speaker(code: str) -> Callable[..., subprocess.Popen[str]]:
+    """Starts a process that runs this in the place of the checks."""
+    command = [sys.executable, "-S", "-c", code]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return lambda *_: subprocess.Popen(command, start_new_session=True, **pipes)
+
+
+def test_a_wrong_operator_fails_its_checks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PAM_KERNELS", "auto")
+    monkeypatch.setattr(sys, "argv", ["check.py", "--size", "dry"])
+    assert check.main() == 0
+    connect = check.connect
+    monkeypatch.setattr(check, "connect", lambda x, *rest: connect(x, *rest) + 0.5 * x)
+    assert check.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("WRONG connect ") for line in lines)
+
+
+def test_a_machine_without_git_still_has_its_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("PAM_COMMIT", "abc")
+    assert run.environment("cpu")["commit"] == "abc"
