@@ -51,6 +51,7 @@ def test_the_window_is_open_at_its_lower_end() -> None:
 
 def test_of_equal_errors_the_cheaper() -> None:
     assert str(_paths(p00000=3.0, p10000=3.0, p11000=3.0).best(_macs(103), FINE)) == "00000"
+    assert str(_paths(p01100=3.0, p10000=3.0).best(_macs(103), FINE)) == "10000"
 
 
 def test_where_nothing_was_measured_the_dearest_that_fits() -> None:
