@@ -26,6 +26,7 @@ from pam_export.device import NETWORKS
 from pam_export.executorch import open_program
 from pam_export.parity import cases
 from pam_export.quiet import quiet
+from pam_export.rewrite import for_xnnpack
 from pam_export.rows import Row
 from pam_export.scalars import lift_scalars
 from pam_export.wrapper import PriorAlone
@@ -71,7 +72,7 @@ def networks() -> Iterator[tuple[str, nn.Module, tuple[Tensor, ...]]]:
     for name, make in zip(NETWORKS, makers, strict=True):
         torch.manual_seed(0)
         yield name, make().eval(), (torch.randn(1, 3, SIZE, SIZE),)
-    yield f"colour prior {PRIOR_SIZE}", PriorAlone().eval(), cases(PRIOR_SIZE)[0].inputs()
+    yield f"colour prior {PRIOR_SIZE}", for_xnnpack(PriorAlone()), cases(PRIOR_SIZE)[0].inputs()
 
 
 def main() -> int:

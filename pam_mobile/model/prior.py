@@ -57,7 +57,7 @@ class ColourPrior(nn.Module):
 
     def _estimate(self, image: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
         unknown = 1 - fg - bg
-        cells, known_fg, known_bg = (pool(x, self.stride) for x in (image, fg, bg))
+        cells, known_fg, known_bg = self._cells(image, fg, bg)
         x = cells * GAIN - GAIN / 2
         moments = torch.cat([x, self._square(x)], 1)
         slope, intercept, separable = self._colour_line(moments, known_fg, known_bg)
@@ -66,13 +66,21 @@ class ColourPrior(nn.Module):
         known_fg = known_fg + trust * ((first - CONFIDENT) / (1 - CONFIDENT)).clamp(0.0, 1.0)
         known_bg = known_bg + trust * ((1 - CONFIDENT - first) / (1 - CONFIDENT)).clamp(0.0, 1.0)
         line = self._colour_line(moments, known_fg, known_bg)
-        slope, intercept, separable, first = (upsample(x, self.stride) for x in (*line, first))
+        slope, intercept, separable, first = self._pixels(*line, first)
         second = self._project(image, slope, intercept)
         return torch.cat([first * unknown + fg, second * unknown + fg, separable], 1)
 
+    def _cells(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Maps of pixels as maps of cells."""
+        return tuple(pool(x, self.stride) for x in maps)
+
+    def _pixels(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Maps of cells as maps of pixels."""
+        return tuple(upsample(x, self.stride) for x in maps)
+
     def _project(self, image: Tensor, slope: Tensor, intercept: Tensor) -> Tensor:
         """Alpha (N, 1, H, W): where the colours (N, 3, H, W) lie between background and foreground."""
-        return (F.conv2d(image * slope, self.total) - intercept).clamp(0.0, 1.0)
+        return (self._total(image * slope) - intercept).clamp(0.0, 1.0)
 
     def _colour_line(self, moments: Tensor, w_fg: Tensor, w_bg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Slope (N, 3, h, w) and intercept (N, 1, h, w) of alpha as a function of colour, and separability (N, 1, h, w).
@@ -88,9 +96,9 @@ class ColourPrior(nn.Module):
         cov = (cov[:n] + cov[n:]) * 0.5
         gap = mean_fg - mean_bg
         direction = self._solve(cov[:, 0:3].clamp(min=0.0) + EPS_COVARIANCE, cov[:, 3:6], gap)
-        distance = F.conv2d(gap * direction, self.total)
+        distance = self._total(gap * direction)
         slope = direction * GAIN / (distance + EPS_DISTANCE)
-        intercept = F.conv2d((mean_bg / GAIN + 0.5) * slope, self.total)
+        intercept = self._total((mean_bg / GAIN + 0.5) * slope)
         return slope, intercept, distance / (distance + 4)
 
     def _solve(self, diagonal: Tensor, beside: Tensor, y: Tensor) -> Tensor:
@@ -105,13 +113,20 @@ class ColourPrior(nn.Module):
 
     def _gaussian(self, weighted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (N, 3, h, w) and packed covariance (N, 6, h, w), defined everywhere, of moments times weight (N, 9, h, w)."""
-        filled = push_pull(weighted, weight)
+        filled = self._fill(weighted, weight)
         mean = filled[:, 0:3]
         return mean, filled[:, 3:9] - self._square(mean)
 
     def _square(self, x: Tensor) -> Tensor:
         """The symmetric matrix x x^T (N, 6, H, W) of x (N, 3, H, W)."""
         return torch.cat([x * x, x * self._next(x)], 1)
+
+    def _fill(self, values: Tensor, weight: Tensor) -> Tensor:
+        return push_pull(values, weight)
+
+    def _total(self, x: Tensor) -> Tensor:
+        """The sum of the channels (N, 1, H, W).  x: (N, 3, H, W)."""
+        return F.conv2d(x, self.total)
 
     def _next(self, x: Tensor) -> Tensor:
         """Channel i + 1 in the place of channel i, counted round.  x: (N, 3, H, W)."""
@@ -132,20 +147,29 @@ def saturate(weight: Tensor) -> Tensor:
 
 def push_pull(values: Tensor, weight: Tensor) -> Tensor:
     """Fill in `values` (N, C, h, w), already multiplied by `weight` (N, 1, h, w) in [0, 1], where the weight is small."""
-    mean = values.mean((2, 3), keepdim=True) / (weight.mean((2, 3), keepdim=True) + 1e-6)
-    levels = [(values, weight)]
-    while len(levels) <= MAX_LEVELS and min(values.shape[2:]) > 2:
-        odd = (0, values.shape[3] % 2, 0, values.shape[2] % 2)
-        if any(odd):
-            values, weight = F.pad(values, odd), F.pad(weight, odd)
-        values, weight = pool(values, 2), pool(weight, 2)
-        scale = saturate(weight)
-        values, weight = values * scale, weight * scale
-        levels.append((values, weight))
-    out = (values + EPS_WEIGHT * mean) / (weight + EPS_WEIGHT)
-    for values, weight in reversed(levels[:-1]):
-        out = upsample(out)
-        if out.shape != values.shape:
-            out = out[:, :, : values.shape[2], : values.shape[3]]
-        out = values + (1 - weight) * out
-    return out
+    return fill_in(values, weight, global_mean(values, weight), MAX_LEVELS)
+
+
+def global_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean (N, C, 1, 1) of values that are already multiplied by their weight."""
+    return values.mean((2, 3), keepdim=True) / (weight.mean((2, 3), keepdim=True) + 1e-6)
+
+
+def fill_in(values: Tensor, weight: Tensor, mean: Tensor, levels: int) -> Tensor:
+    """`push_pull` with the mean for the coarsest of at most `levels` halvings."""
+    if levels == 0 or min(values.shape[2:]) <= 2:
+        return (values + EPS_WEIGHT * mean) / (weight + EPS_WEIGHT)
+    out = upsample(fill_in(*halve(values, weight), mean, levels - 1))
+    if out.shape != values.shape:
+        out = out[:, :, : values.shape[2], : values.shape[3]]
+    return values + (1 - weight) * out
+
+
+def halve(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The next coarser level of both."""
+    odd = (0, values.shape[3] % 2, 0, values.shape[2] % 2)
+    if any(odd):
+        values, weight = F.pad(values, odd), F.pad(weight, odd)
+    values, weight = pool(values, 2), pool(weight, 2)
+    scale = saturate(weight)
+    return values * scale, weight * scale
