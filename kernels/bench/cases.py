@@ -170,14 +170,10 @@ Case = Depthwise | Connect
 
 
 def cases() -> Iterator[Case]:
-    """The most telling cases of the benchmark; the shapes are those of the networks and around them."""
+    """All cases of the benchmark, the most telling first; the shapes are those of the networks and around them."""
     yield from (Depthwise((16, 384, 64, 64), k, HALF, pass_, compiled=True) for k in KERNELS for pass_ in GRADIENTS)
     for images, side, widths in ((16, 256, (64, 96, 128)), (16, 128, (64, 128, 192, 256, 312, 512))):
         yield from (Connect((images, c, side, side), HALF, pass_) for c in widths for pass_ in PASSES)
-
-
-def more_cases() -> Iterator[Case]:
-    """The others, for the time that is left."""
     for shape in ((8, 192, 128, 128), (4, 96, 256, 256), (16, 192, 64, 64)):
         yield from (Depthwise(shape, k, HALF, pass_) for k in KERNELS for pass_ in GRADIENTS)
     for dtype in (torch.float16, torch.float32):

@@ -1,8 +1,8 @@
 """Check and measure the kernels on one NVIDIA GPU: `make gpu`, under ten minutes, no download.
 
 1. the properties of the tests at real sizes (check.py), in several processes because most of their time is compilation; beside
-them a few under compute-sanitizer where there is one, 2. the most telling cases of cases.py against the best existing
-implementations, 3. a training step of the network `full`, 4. the other cases, as far as the time goes.
+them a few under compute-sanitizer where there is one, 2. the cases of cases.py against the best existing implementations,
+the most telling first, 3. in the middle of them a training step of the network `full`.
 Rows go to kernels/bench/results/<gpu>.csv, and to the folder $OUT if that is set, each as soon as it is measured. What fails is
 said and has no row; an operator of which a check failed has none at all, and neither has the training step then.
 
@@ -38,8 +38,9 @@ import step  # noqa: E402
 from measure import Measured, failed, measure_case, say  # noqa: E402
 
 NO_GPU = 3
-CHECKS_UNTIL, CHECKS_END, STEPS_UNTIL, CASES_UNTIL = 120, 200, 360, 540
-"""Seconds from the start after which no check, no training step and no case is begun; checks are given up at CHECKS_END."""
+CHECKS_UNTIL, CHECKS_END, STEPS_FROM, STEPS_UNTIL, CASES_UNTIL = 120, 200, 300, 400, 540
+"""Seconds from the start: no check is begun after the first, and checks are given up at the second; training steps come before
+the cases that are left at the third; no step and no case is begun after the last two."""
 PROCESSES = 6
 MEMCHECK = ("--tool", "memcheck", "--error-exitcode", "9")
 BASELINES = (cases.CUDNN_NCHW, cases.CUDNN_LAST, cases.ATEN, cases.COMPILED)
@@ -138,38 +139,38 @@ def _finish(process: subprocess.Popen[str], end: float) -> tuple[int, str]:
 
 def measure_all(device: str, dry: bool, started: float, wrong: set[str]) -> Iterator[Measured | None]:
     """Cases and training steps; None for one that fails. Those that no longer fit the time are counted."""
+    given = iter(cases.dry_cases() if dry else cases.cases())
+    slow = float("inf") if dry else 0  # a CPU takes its time
     try:
-        yield from _measure_cases(cases.dry_cases() if dry else cases.cases(), device, started, wrong)
+        yield from _measure_cases(given, device, started + STEPS_FROM + slow, wrong)
         for path in step.PATHS[: 1 if dry else None]:
             if wrong:
                 say(f"no training step {path}: a check failed")
-            elif time.perf_counter() - started > STEPS_UNTIL:
+            elif time.perf_counter() > started + STEPS_UNTIL + slow:
                 say(f"the training step {path} did not fit into {STEPS_UNTIL} s: no row")
             else:
                 yield from _measure_step(path, device, dry)
-        yield from _measure_cases(() if dry else cases.more_cases(), device, started, wrong)
+        yield from _measure_cases(given, device, started + CASES_UNTIL + slow, wrong)
     except RuntimeError as error:
         say(f"the device failed, nothing more is measured: {' '.join(str(error).split())[:300]}")
         yield None
+    late = sum(case.op not in wrong for case in given)
+    if late:
+        say(f"{late} cases have no rows: they did not fit into {CASES_UNTIL} s")
 
 
 def _measure_cases(
-    given: Iterable[cases.Case], device: str, started: float, wrong: set[str]
+    given: Iterator[cases.Case], device: str, until: float, wrong: set[str]
 ) -> Iterator[Measured | None]:
-    late = 0
-    for case in given:
+    """What can be begun in time; the rest stays in the iterator."""
+    while time.perf_counter() < until and (case := next(given, None)) is not None:
         if case.op in wrong:
-            continue
-        if time.perf_counter() - started > CASES_UNTIL:
-            late += 1
             continue
         try:
             yield measure_case(case, device)
         except Exception as error:  # one case must not lose the others
             failed(f"no row of {case}", error)
             yield None
-    if late:
-        say(f"{late} cases did not fit into {CASES_UNTIL} s: no rows")
 
 
 def _measure_step(path: str, device: str, dry: bool) -> Iterator[Measured | None]:

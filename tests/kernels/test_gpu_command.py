@@ -144,9 +144,21 @@ def test_an_operator_that_is_wrong_has_no_rows(capsys: pytest.CaptureFixture[str
 
 
 def test_when_the_time_is_up_nothing_is_begun(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(run.measure_all("cpu", True, time.perf_counter() - 600, set())) == []
-    assert "6 cases did not fit into 540 s" in (said := capsys.readouterr().out)
-    assert "training step every_second_unit did not fit" in said
+    assert list(run.measure_all("cpu", False, time.perf_counter() - 600, {"connect"})) == []
+    depthwise = sum(case.op != "connect" for case in run.cases.cases())
+    assert f"{depthwise} cases have no rows: they did not fit into 540 s" in (said := capsys.readouterr().out)
+    assert said.count("no training step") == 2
+
+
+def test_the_training_step_is_not_left_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**6, 40))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(run, "measure_case", lambda case, device: "case")
+    monkeypatch.setattr(run.step, "measure_step", lambda *_: iter(["step"]))
+    results = list(run.measure_all("cpu", False, 0, set()))
+    assert "step" in results
+    assert "case" in results[: results.index("step")]
+    assert "case" in results[results.index("step") :]
 
 
 BOTH = {"depthwise_conv2d", "connect"}
