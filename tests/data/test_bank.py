@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pam_mobile.config import Data
 from pam_mobile.data import bank as banks
-from pam_mobile.reporter import Reporter
+from pam_mobile.reporter import Reporter, Silent
+from pam_mobile.train import material
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +50,24 @@ def test_a_cache_that_cannot_be_written_is_said_and_costs_no_result(
 def test_held_out_seeds_are_apart_from_training_seeds() -> None:
     ours, theirs = banks.synthetic_bank(0, 4, 2, 64), banks.synthetic_bank(banks.HELD_OUT_SEED, 4, 2, 64)
     assert not any(torch.equal(a, b) for a in ours.patches for b in theirs.patches)
+
+
+def test_banks_of_other_kinds_are_kept_apart() -> None:
+    solid, hair = (banks.synthetic_bank(3, 4, 2, 64, (kind,)) for kind in ("solid", "hair"))
+    assert not torch.equal(solid.patches, hair.patches)
+    assert torch.equal(solid.backgrounds, hair.backgrounds)
+
+
+def test_banks_of_other_seeds_share_no_matte(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[range] = []
+
+    def watched(first: int, patches: int, backgrounds: int, size: int, *_: object) -> banks.Bank:
+        drawn.append(range(first, first + max(patches, backgrounds)))
+        planes = torch.zeros(patches, 5, size, size, dtype=torch.uint8)
+        return banks.Bank(planes, torch.zeros(backgrounds, 3, size, size, dtype=torch.uint8))
+
+    monkeypatch.setattr(material, "synthetic_bank", watched)
+    for seed in range(3):
+        material.load_bank(Data(patches=9, backgrounds=5, size=64), seed, Silent())
+    assert len({number for numbers in drawn for number in numbers}) == 27
+    assert all(numbers.stop <= banks.HELD_OUT_SEED for numbers in drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UsageError, match="process 1 of this machine finds 1 GPUs"):
         Processes()
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("there is no /proc here")
+    page = os.sysconf("SC_PAGE_SIZE")
+    resident = int(statm.read_text().split()[1]) * page
+    assert resident / 2 < machine.peak_memory(torch.device("cpu")) < os.sysconf("SC_PHYS_PAGES") * page
