@@ -282,11 +282,20 @@ def load(path: FilePath) -> TrainConfig:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(
-            f"cannot read {path}: {error}", "write a YAML file with the settings of TrainConfig"
+            f"cannot read {path}: {_reason(error)}", "write a YAML file with the settings of TrainConfig"
         ) from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a table of settings", "write a YAML file with the settings of TrainConfig")
     return from_dict(values, str(path))
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error).splitlines()[0]
 
 
 def from_yaml(text: str, source: str) -> TrainConfig:

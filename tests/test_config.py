@@ -260,7 +260,14 @@ def test_a_value_that_does_not_fit_is_refused_in_words(assignment: str, said: st
 @pytest.mark.parametrize("data", [b"", b"3", b"- a", b"seed: [", b"\xff\xfe", b"a: !!python/object:os.system x"])
 def test_a_file_that_is_no_table_of_settings_is_an_input_error(tmp_path: FilePath, data: bytes) -> None:
     (tmp_path / "a.yaml").write_bytes(data)
-    with pytest.raises(InputError, match=r"a\.yaml"):
+    with pytest.raises(InputError, match=r"a\.yaml") as caught:
+        load(tmp_path / "a.yaml")
+    assert "\n" not in caught.value.message
+
+
+def test_the_message_names_the_line_that_is_no_yaml(tmp_path: FilePath) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 3\nstages: [1,\npreset: {")
+    with pytest.raises(InputError, match=r"cannot read .*a\.yaml: line 3: expected"):
         load(tmp_path / "a.yaml")
 
 
