@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
@@ -112,9 +113,14 @@ def find_layout(spec: str) -> tuple[Layout, FilePath]:
     if len(fitting) == 1:
         return fitting[0], root
     if not fitting:
-        looked = "; ".join(f"{layout.name}: {', '.join(layout.signature)}" for layout in candidates)
-        raise InputError(f"{root} has no layout that is known{f' as {name}' if named else ''}", f"looked for {looked}")
-    found = "; ".join(f"{layout.name}: {', '.join(layout.signature)}" for layout in fitting)
+        plain = f"it needs image/ and alpha/, or fg/; write NAME:ROOT to see what a known set needs: {', '.join(NAMES)}"
+        hint = f"looked for {_signatures(candidates)}" if named else plain
+        raise InputError(f"{root} has no layout that is known{f' as {name}' if named else ''}", hint)
     raise InputError(
-        f"{root} fits more than one layout: {found}", f"say which one is meant, for example {fitting[0].name}:{root}"
+        f"{root} fits more than one layout: {_signatures(fitting)}",
+        f"say which one is meant, for example {fitting[0].name}:{root}",
     )
+
+
+def _signatures(layouts: Iterable[Layout]) -> str:
+    return "; ".join(f"{layout.name}: {', '.join(layout.signature)}" for layout in layouts)

@@ -135,7 +135,13 @@ def test_signatures_tell_the_layouts_apart(tmp_path: Path) -> None:
 def test_an_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no layout that is known") as caught:
         open_dataset(str(tmp_path))
-    assert all(folder in caught.value.hint for layout in LAYOUTS for folder in layout.signature)
+    assert caught.value.hint.startswith("it needs image/ and alpha/, or fg/; write NAME:ROOT")
+    assert all(layout.name in caught.value.hint for layout in LAYOUTS)
+    assert len(caught.value.hint) < 250
+    for layout in LAYOUTS:
+        with pytest.raises(InputError, match=f"known as {layout.name}") as caught:
+            open_dataset(f"{layout.name}:{tmp_path}")
+        assert all(folder in caught.value.hint for folder in layout.signature)
     with pytest.raises(InputError, match="known as am-2k") as caught:
         open_dataset(f"am-2k:{tmp_path}")
     assert caught.value.hint == "looked for am-2k: train/original, train/mask, train/fg"
