@@ -38,7 +38,8 @@ def best_path(
 ) -> Label:
     """The candidate of lowest error; the network's own path instead if it is better and within the budget.
 
-    Ties go to the cheaper path. candidates: distinct and feasible. An own path above the budget is rejected whatever its error.
+    Ties go to the cheaper candidate, and to a candidate before the own path. candidates: distinct and feasible. An own path above
+    the budget is rejected whatever its error.
     """
     best = min(range(len(candidates)), key=lambda i: (errors[i], table.cost(candidates[i])))
     others = [e for i, e in enumerate(errors) if i != best]

@@ -82,6 +82,8 @@ def test_an_own_path_above_the_budget_loses_even_without_error() -> None:
 def test_equal_errors_go_to_the_cheaper_path() -> None:
     dear, cheap = Path((True, False, False)), Path((False, True, False))
     assert best_path([dear, cheap], [0.5, 0.5], dear, 0.5, TABLE, 150).path == cheap
+    own = Path((False, False, False))
+    assert best_path([dear, cheap], [0.5, 0.5], own, 0.5, TABLE, 150) == Label(cheap, 0.5, 0.0, own=False)
 
 
 def test_errors_are_those_of_each_image_on_each_of_its_paths() -> None:
