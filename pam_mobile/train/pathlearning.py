@@ -30,7 +30,7 @@ from .pathprior import PathPrior
 PASSES = 4
 """Random paths per composite on which heads are calibrated."""
 WORTH = 0.02
-"""Share of an image's error that a unit with a planning score of 1 saves."""
+"""What a unit with a planning score of 1 saves, as a share of the mean error."""
 
 
 class PathLearning:
@@ -100,17 +100,17 @@ class PathLearning:
 def worth_loss(scores: Tensor, labels: Sequence[Label]) -> Tensor:
     """How far scores (N, units) are from what running the units was worth on the paths that were tried for each image.
 
-    The planner adds up scores, so they have to add up to what a path saves: the errors of an image's paths, relative to their mean,
-    are regressed on the units that run (smooth L1). Which path won says as much where all are alike as where one is far better;
-    how much it won by does not (docs/findings.md).
+    The planner adds up scores, so they have to add up to what a path saves: the errors of an image's paths, less their mean, are
+    regressed on the units that run (smooth L1). Which path won says as much where all are alike as where one is far better; how
+    much it won by does not. The unit is the batch's mean error, not the image's, so that images with large errors count for what
+    they add to the SAD (docs/findings.md).
     """
+    errors = [scores.new_tensor([error for _, error in label.tried]) for label in labels]
+    unit = WORTH * torch.stack([error.mean() for error in errors]).mean().clamp(min=1e-6)
     losses = []
-    for row, label in zip(scores, labels, strict=True):
+    for row, label, error in zip(scores, labels, errors, strict=True):
         run = row.new_tensor([list(path) for path, _ in label.tried])
-        error = row.new_tensor([error for _, error in label.tried])
-        mean = error.mean().clamp(min=1e-6)
-        saved = (mean - error) / (mean * WORTH)
-        losses.append(F.smooth_l1_loss((run - run.mean(0)) @ row, saved - saved.mean()))
+        losses.append(F.smooth_l1_loss((run - run.mean(0)) @ row, (error.mean() - error) / unit))
     return torch.stack(losses).mean()
 
 
