@@ -60,6 +60,11 @@ class Cell(NamedTuple):
     """Memory format of x: one of LAYOUTS."""
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast computes a convolution of x in its dtype. Never in float64, nor for meta tensors, which have no autocast."""
+    return x.device.type != "meta" and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+
+
 def choose(
     op: str, x: Tensor, *, kernel: int | None = None, stride: int = 1, dtype: torch.dtype | None = None
 ) -> Choice:

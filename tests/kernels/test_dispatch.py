@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from pam_kernels import dispatch, explain
+from pam_kernels import connect, depthwise_conv2d, dispatch, explain
 from pam_kernels.dispatch import Choice, choose, decide
 
 SHAPE = (16, 384, 64, 64)
@@ -223,3 +223,15 @@ def test_explain_answers_in_words_from_the_command_line(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         explain.main(["--arch", "sm_90", "--shape", "16,384,64"])
     assert "four numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_meta_tensors_have_shapes_and_no_autocast(autocast: bool) -> None:
+    x = torch.empty(2, 4, 6, 5, device="meta", dtype=torch.float16)
+    weight = torch.empty(4, 1, 3, 3, device="meta", dtype=torch.float16)
+    w1, b1 = (torch.empty(*shape, device="meta", dtype=torch.float16) for shape in ((2, 4), (2,)))
+    w2, b2 = (torch.empty(*shape, device="meta", dtype=torch.float16) for shape in ((4, 2), (4,)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert depthwise_conv2d(x, weight, stride=2).shape == (2, 4, 3, 3)
+        y = connect(x, w1, b1, w2, b2)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)

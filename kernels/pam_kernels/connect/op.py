@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..dispatch import CONNECT, choose
+from ..dispatch import CONNECT, autocasts, choose
 from .layout import dense, hidden_like, like
 from .reference import ACTIVATIONS, connect_backward_reference, connect_branch, connect_reference
 
@@ -31,7 +31,7 @@ def connect(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activatio
         )
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"x must be (N, {channels}, H, W) to fit w1, x.shape = {tuple(x.shape)}")
-    lower = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    lower = autocasts(x)
     dtype = torch.get_autocast_dtype(x.device.type) if lower else x.dtype
     if all(_in_torch(op, x, dtype) for op in CONNECT):
         return connect_reference(x, w1, b1, w2, b2, activation)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..dispatch import DEPTHWISE, KERNEL_SIZES, choose
+from ..dispatch import DEPTHWISE, KERNEL_SIZES, autocasts, choose
 from .reference import depthwise_conv2d_reference
 
 
@@ -33,7 +33,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
         raise ValueError(f"bias must be ({channels},) to fit weight, bias.shape = {tuple(bias.shape)}")
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, stride = {stride}")
-    lower = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    lower = autocasts(x)
     dtype = torch.get_autocast_dtype(x.device.type) if lower else x.dtype
     if all(_in_torch(op, x, _size(weight), stride, dtype) for op in DEPTHWISE):
         if lower and x.device.type == "cpu":
