@@ -32,7 +32,9 @@ def test_signals_finish_the_step_and_save_it(forks: Forks, reference: Reference,
     for attempt, number in enumerate((signal.SIGINT, signal.SIGTERM) * 5):
         run = tmp_path / "run"
         start = time.monotonic()
-        at = rng.uniform(0.1, 0.5 * reference.seconds) * 1.25**attempt  # the machine may be slower than it was for the reference
+        at = (
+            rng.uniform(0.1, 0.5 * reference.seconds) * 1.25**attempt
+        )  # the machine may be slower than it was for the reference
         code = forks.run(run, resume=True, signals=[(at, number)], config={"save_every": 1000})
         assert code in (0, 128 + number), forks.messages()
         assert time.monotonic() - start < at + 10
