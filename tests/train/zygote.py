@@ -163,7 +163,7 @@ def _run(job: dict[str, Any]) -> int:
 
 
 def _die_in(plant: dict[str, Any]) -> None:
-    """SIGKILL in the named place, in the process of the given rank, at the given step of stage 1."""
+    """SIGKILL, or another signal once or twice, in the named place, in the process of the given rank, at the given step of stage 1."""
     if os.environ.get("RANK", "0") != str(plant["rank"]):
         return
     owner, name = {
@@ -178,7 +178,8 @@ def _die_in(plant: dict[str, Any]) -> None:
     def dying(*args: Any, **kwargs: Any) -> Any:
         nonlocal left
         if not left:
-            os.kill(os.getpid(), plant.get("signal", signal.SIGKILL))
+            for _ in range(plant.get("times", 1)):
+                os.kill(os.getpid(), plant.get("signal", signal.SIGKILL))
             time.sleep(plant.get("sleep", 0))
         left -= 1
         return real(*args, **kwargs)
