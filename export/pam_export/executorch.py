@@ -1,6 +1,6 @@
 """Target `executorch`: a .pte in which every part is whole inside XNNPACK delegates, at a static shape, in float32 or int8.
 
-A part is a method of the file; the weights of several parts are stored once, and in float32 their colour prior. The facts are methods,
+A part is a method of the file; the weights of several parts are stored once, and so is their colour prior. The facts are methods,
 too, without inputs.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path as FilePath
@@ -54,7 +54,7 @@ def build_int8(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, A
         found = [quantise(for_xnnpack(part.module), part.inputs, part.calibration) for part in parts]
         pairs = zip(parts, found, strict=True)
         programs = {part.name: torch.export.export(int8.graph, part.inputs) for part, int8 in pairs}
-        return _write(programs, path, info) | report(parts, found)
+        return _write(programs, path, info, prior_apart=len(parts) > 1) | report(parts, found)
 
 
 def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
@@ -75,10 +75,11 @@ def lower_all(programs: Mapping[str, ExportedProgram], info: Info, prior_apart: 
     class PriorApart(XnnpackPartitioner):
         def partition(self, program: ExportedProgram) -> Any:
             result = super().partition(program)
-            for node in _up_to_prior(program.graph):
+            for number, node in enumerate(_up_to_prior(program.graph)):
                 if TAG in node.meta:
                     result.partition_tags[PRIOR] = result.partition_tags[node.meta[TAG]]
-                    node.meta[TAG] = PRIOR
+                    # Handles count from the graph's first node on, so those of equal priors would differ.
+                    node.meta |= {TAG: PRIOR, "debug_handle": number}
             return result
 
     kind = PriorApart if prior_apart else XnnpackPartitioner
@@ -89,18 +90,19 @@ def lower_all(programs: Mapping[str, ExportedProgram], info: Info, prior_apart: 
     )
 
 
-def _up_to_prior(graph: fx.Graph) -> set[fx.Node]:
-    """The operations of the colour prior, those that it needs, and the constants that only these use."""
-    found: set[fx.Node] = set()
+def _up_to_prior(graph: fx.Graph) -> Collection[fx.Node]:
+    """The operations of the colour prior, those that it needs, and the constants that only these use, last ones first."""
+    found: dict[fx.Node, None] = {}
     for node in reversed(graph.nodes):
         stack = (node.meta.get("nn_module_stack") or {}).values()
         if node.op == "call_function":
-            wanted = any(ColourPrior.__name__ in str(kind) for _, kind in stack) or not found.isdisjoint(node.users)
+            inside = any(ColourPrior.__name__ in str(kind) for _, kind in stack)
+            wanted = inside or any(user in found for user in node.users)
         else:
-            wanted = bool(node.users) and found.issuperset(node.users)
+            wanted = bool(node.users) and all(user in found for user in node.users)
         if wanted:
-            found.add(node)
-    return found
+            found[node] = None
+    return found.keys()
 
 
 def constants(info: Info) -> dict[str, Any]:
