@@ -18,31 +18,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .build import Build
+from .connect.builds import builds as connect
+from .depthwise.builds import builds as depthwise
+
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-@dataclass(frozen=True)
-class Build:
-    """One kernel with one configuration."""
-
-    name: str
-    kernel: Any
-    types: dict[str, str]
-    """Triton types of the run-time arguments: `*bf16`, `i32`, ..."""
-    constants: dict[str, Any]
-    warps: int
-    stages: int
-    divisible: tuple[str, ...]
-    """Arguments that are multiples of 16 in the shapes that matter; loads of 128 bits depend on it."""
-    tensor_cores: bool = False
-    wide_loads: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +62,6 @@ class Resources:
 
 def builds() -> Iterator[Build]:
     """Every configuration. An operator joins by a generator of its own."""
-    from .connect.builds import builds as connect
-    from .depthwise.builds import builds as depthwise
-
     yield from depthwise()
     yield from connect()
 

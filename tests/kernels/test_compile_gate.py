@@ -12,7 +12,8 @@ from collections import Counter
 
 import pytest
 
-from pam_kernels.compile_gate import Build, Resources, builds
+from pam_kernels.build import Build
+from pam_kernels.compile_gate import Resources, builds
 from pam_kernels.depthwise.configs import DIRECT, HANKEL, TOEPLITZ, TOEPLITZ_STRIDED
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..compile_gate import Build
+from ..build import Build
 from .backward import connect_backward_kernel
 from .configs import TABLE
 from .forward import connect_forward_kernel

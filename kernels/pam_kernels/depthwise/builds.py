@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..compile_gate import Build
+from ..build import Build
 from .configs import HANKEL, TOEPLITZ, Direct, Toeplitz, convolution_config
 from .forward import Role, band_kernel, direct_kernel, toeplitz_kernel
 from .grad_weight import constants, hankel_kernel
