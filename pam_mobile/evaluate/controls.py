@@ -1,7 +1,7 @@
 """Does the network's own choice of a path earn anything? Its choice against others of equal cost (PAM, controls).
 
 Every control answers the same images within the same budgets. A network that has learned to read images beats the best fixed path
-of a budget, and loses that when it is given the path of another image.
+of a budget, and loses that when it is given the paths of other images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DRAWS = 3
 CANDIDATES = 4
 """Paths of the prior that the oracle chooses among, beside all that the other controls took."""
 
-RANDOM, ANOTHER, DRAWN, FIXED = "random path", "path of another image", "drawn from the prior", "best fixed path"
+RANDOM, ANOTHER, DRAWN, FIXED = "random path", "paths of other images", "drawn from the prior", "best fixed path"
 PLANNED, STEPWISE, ORACLE = "network, planned", "network, stepwise", "oracle"
 
 
@@ -57,6 +57,8 @@ class ControlRow:
     """Distinct paths that were run."""
     run_share: list[float]
     """Per unit: share of the images whose path runs it."""
+    sads: list[float]
+    """SAD / 1000 of every image, in order; of several paths the mean."""
 
 
 class _Image:
@@ -113,7 +115,7 @@ def controls(
                         image.sad(path)
                 advance(note=str(budget))
             for i, (own, image) in enumerate(zip(taken, loaded, strict=True)):
-                own[ANOTHER] = [_of_another(taken[i + 1 :] + taken[:i], image.space.table, budget)]
+                own[ANOTHER] = _of_others(taken[:i] + taken[i + 1 :], image.space.table, budget)
             for own, image in zip(taken, loaded, strict=True):
                 tried = {path for paths in own.values() for path in paths}
                 own[ORACLE] = [min(tried, key=lambda path: (image.sad(path), image.space.table.cost(path)))]
@@ -146,15 +148,18 @@ def _choices(
     return choices
 
 
-def _of_another(others: Sequence[dict[str, list[Path]]], table: CostTable, budget: Budget) -> Path:
-    """The planned path of the next image; where sizes differ, of the next one whose path keeps the budget here, too."""
-    for (path,) in (other[PLANNED] for other in others):
-        if table.cost(path) <= budget.macs(table):
-            return path
-    raise UsageError(
-        f"no other image's path fits {budget} at {table.height}x{table.width}",
-        "give images of similar sizes, or the budget as a share such as 80%",
-    )
+def _of_others(others: Sequence[dict[str, list[Path]]], table: CostTable, budget: Budget) -> list[Path]:
+    """The planned paths of all other images; where sizes differ, of those whose path keeps the budget here, too.
+
+    All instead of one: then only what the network read off the image itself distinguishes its own choice from them.
+    """
+    paths = [path for other in others for path in other[PLANNED] if table.cost(path) <= budget.macs(table)]
+    if not paths:
+        raise UsageError(
+            f"no other image's path fits {budget} at {table.height}x{table.width}",
+            "give images of similar sizes, or the budget as a share such as 80%",
+        )
+    return paths
 
 
 def _rows(budget: Budget, images: Sequence[_Image], taken: Sequence[dict[str, list[Path]]]) -> list[ControlRow]:
@@ -185,6 +190,7 @@ def _rows(budget: Budget, images: Sequence[_Image], taken: Sequence[dict[str, li
                 over_budget=over,
                 paths=len(set(paths)),
                 run_share=[round(float(share), 3) for share in np.mean([list(path) for path in paths], axis=0)],
+                sads=[round(score, 5) for score in scores[name]],
             )
         )
     return rows
@@ -199,8 +205,14 @@ def _space(checkpoint: Checkpoint, height: int, width: int) -> PathSpace:
     return PathSpace(CostTable.of(checkpoint.preset, height, width))
 
 
+def adaptivity(rows: Sequence[ControlRow]) -> Change:
+    """The planned path of every image against those of other images, all budgets together: what reading the image is worth."""
+    own, others = (np.sum([row.sads for row in rows if row.control == name], axis=0) for name in (PLANNED, ANOTHER))
+    return Change.of(list(own), list(others))
+
+
 def verdict(rows: Sequence[ControlRow]) -> str:
-    """What the planned choice is worth, in one sentence: over all budgets, two standard errors decide."""
+    """What the planned choice is worth and whether it adapts to the image, in two sentences; two standard errors decide."""
     gains = [row.against_fixed for row in rows if row.control == PLANNED and row.against_fixed]
     better = sum(gain.change + 2 * gain.standard_error < 0 for gain in gains)
     worse = sum(gain.change - 2 * gain.standard_error > 0 for gain in gains)
@@ -209,8 +221,14 @@ def verdict(rows: Sequence[ControlRow]) -> str:
     elif worse:
         said = "the network's choice is worse than the best fixed path somewhere: use --selection fixed"
     else:
-        said = "that the network adapts to the image is unproved: its choice is no better than the best fixed path"
-    return f"{said} ({better} budgets better, {worse} worse, of {len(gains)}; two standard errors)"
+        said = "that the network's choice beats the best fixed path is unproved"
+    gain = adaptivity(rows)
+    adapts = gain.change + 2 * gain.standard_error < 0
+    return (
+        f"{said} ({better} budgets better, {worse} worse, of {len(gains)}; two standard errors)\n"
+        f"{'it adapts to the image' if adapts else 'that it adapts to the image is unproved'}: "
+        f"against the {ANOTHER} {gain}, all budgets together"
+    )
 
 
 def to_text(images: ImageSet, rows: Sequence[ControlRow]) -> str:

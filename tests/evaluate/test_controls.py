@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path as FilePath
 
@@ -23,6 +24,7 @@ from pam_mobile.evaluate.controls import (
     RANDOM,
     STEPWISE,
     ControlRow,
+    adaptivity,
     controls,
     to_json,
     to_text,
@@ -92,7 +94,7 @@ def test_scores_are_those_of_the_network_on_the_paths_that_it_takes(found: check
         assert rows[control].sad == pytest.approx(np.mean(expected), abs=1e-4)
 
 
-def test_the_path_of_another_image_is_that_of_the_next_one(
+def test_an_image_is_given_the_paths_of_all_others(
     found: checkpoint.Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wished = [Path.parse(text) for text in ("100000000", "010000000", "001000000")]
@@ -109,8 +111,9 @@ def test_the_path_of_another_image_is_that_of_the_next_one(
     loaded: dict[int, int] = {}
     monkeypatch.setattr(module._Image, "sad", error)
     rows = {row.control: row for row in controls(found, images(3), BUDGETS[3:4], None, 0, Silent())}
-    assert (rows[PLANNED].sad, rows[ANOTHER].sad, rows[ORACLE].sad, rows[FIXED].sad) == (0, 1, 0, 2)
-    assert rows[PLANNED].against_fixed == Change(-1.0, 0.0)
+    assert (rows[PLANNED].sad, rows[ANOTHER].sad, rows[ORACLE].sad, rows[FIXED].sad) == (0, 1.5, 0, 2)
+    assert rows[PLANNED].against_fixed == adaptivity(list(rows.values())) == Change(-1.0, 0.0)
+    assert (rows[PLANNED].sads, rows[ANOTHER].sads) == ([0.0] * 3, [1.5] * 3)
     assert rows[PLANNED].paths == 3
     assert rows[PLANNED].run_share[:4] == [0.333, 0.333, 0.333, 0]
 
@@ -138,15 +141,28 @@ def test_one_image_cannot_be_compared_with_another(found: checkpoint.Checkpoint)
         controls(found, images(1), BUDGETS[:1], None, 0, Silent())
 
 
-def _row(change: float, error: float, control: str = PLANNED) -> ControlRow:
-    return ControlRow("80%", control, 1.0, 0.1, Change(change, error), 2.0, 0, 1, [0.5])
+def _row(change: float, error: float, control: str = PLANNED, sads: Sequence[float] = (1.0, 2.0, 3.0)) -> ControlRow:
+    return ControlRow("80%", control, 1.0, 0.1, Change(change, error), 2.0, 0, 1, [0.5], list(sads))
 
 
 def test_the_verdict_needs_two_standard_errors() -> None:
-    assert "beats" in verdict([_row(-0.03, 0.01), _row(-0.03, 0.01), _row(-0.01, 0.01)])
-    assert "unproved" in verdict([_row(-0.03, 0.02), _row(-0.03, 0.02)])
-    assert "worse" in verdict([_row(-0.03, 0.01), _row(-0.03, 0.01), _row(0.03, 0.01)])
-    assert "unproved" in verdict([_row(-0.03, 0.02), _row(0.5, 0.01, RANDOM)])
+    others = _row(0.0, 0.01, ANOTHER)
+    assert "choice beats" in verdict([_row(-0.03, 0.01), _row(-0.03, 0.01), _row(-0.01, 0.01), others])
+    assert "path is unproved" in verdict([_row(-0.03, 0.02), _row(-0.03, 0.02), others, others])
+    assert "worse" in verdict([_row(-0.03, 0.01), _row(-0.03, 0.01), _row(0.03, 0.01), others])
+    assert "path is unproved" in verdict([_row(-0.03, 0.02), _row(0.5, 0.01, RANDOM), others])
+
+
+@pytest.mark.parametrize(
+    ("own", "adapts"),
+    [((0.9, 1.9, 2.8), True), ((1.0, 2.0, 3.0), False), ((1.1, 2.1, 3.1), False), ((0.1, 2.5, 3.2), False)],
+)
+def test_adapting_is_doing_better_than_with_the_paths_of_other_images(own: tuple[float, ...], adapts: bool) -> None:
+    """Over all budgets together, whatever the best fixed path does: equal, worse and uncertain are no proof."""
+    rows = [_row(-0.03, 0.01, sads=own), _row(0.0, 0.01, ANOTHER)]
+    assert ("\nit adapts to the image: " in verdict(rows * 2)) == adapts
+    assert ("\nthat it adapts to the image is unproved: " in verdict(rows * 2)) != adapts
+    assert str(adaptivity(rows)) in verdict(rows * 2)
 
 
 def test_the_same_seed_gives_the_same_table(run_folder: FilePath, found: checkpoint.Checkpoint) -> None:
