@@ -33,7 +33,7 @@ class RunState:
         digest = tensorfile.write(file, tensors)
         write_sealed_json(file.with_suffix(".json"), {"stage": stage, "step": step, "sha256": digest, **facts})
         kept = {document.stem for document in self._newest_first()[:KEPT]}
-        for old in self.folder.glob("state-*"):
+        for old in sorted(self.folder.glob("state-*")):  # documents before their tensors: a kill between leaves no damage
             if old.stem not in kept:
                 old.unlink()
 
@@ -67,7 +67,9 @@ class RunState:
         return tensorfile.read(self.folder / f"state-{facts['stage']}-{facts['step']:08d}.safetensors")
 
     def clear(self) -> None:
-        """Forget all states."""
+        """Forget all states, documents first: tensors without one are no state."""
+        for document in self._newest_first():
+            document.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest_first(self) -> list[FilePath]:

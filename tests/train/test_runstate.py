@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,40 @@ def test_what_a_killed_process_left_is_removed(states: RunState) -> None:
     assert ".unfinished-abc.safetensors" not in files(states)
     states.save(1, 8, tensors(8), {})
     assert "state-1-00000006.safetensors" not in files(states)
+
+
+class Kill(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("survived", range(4))
+@pytest.mark.parametrize("deed", ["clear", "save"])
+def test_a_kill_while_states_are_forgotten_leaves_no_damage(
+    states: RunState, deed: str, survived: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After any number of deletions, in whatever order a folder lists its files."""
+    real, done = Path.unlink, 0
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        nonlocal done
+        if done == survived:
+            raise Kill
+        done += 1
+        real(path, missing_ok)
+
+    def remove(folder: Path, ignore_errors: bool) -> None:
+        for path in sorted(folder.iterdir(), reverse=True):
+            path.unlink()
+
+    listed = Path.glob
+    with monkeypatch.context() as patch, suppress(Kill):
+        patch.setattr(Path, "unlink", unlink)
+        patch.setattr(Path, "glob", lambda folder, pattern: sorted(listed(folder, pattern), reverse=True))
+        patch.setattr(shutil, "rmtree", remove)
+        if deed == "clear":
+            states.clear()
+        else:
+            states.save(1, 6, tensors(6), {"skipped": 0})
+    ear = Ear()
+    step_of(states, ear)
+    assert not list(states.folder.glob("damaged-*"))
