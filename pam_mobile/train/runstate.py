@@ -33,7 +33,9 @@ class RunState:
         digest = tensorfile.write(file, tensors)
         write_sealed_json(file.with_suffix(".json"), {"stage": stage, "step": step, "sha256": digest, **facts})
         kept = {document.stem for document in self._newest_first()[:KEPT]}
-        for old in sorted(self.folder.glob("state-*")):  # documents before their tensors: a kill between leaves no damage
+        for old in sorted(
+            self.folder.glob("state-*")
+        ):  # documents before their tensors: a kill between leaves no damage
             if old.stem not in kept:
                 old.unlink()
 
