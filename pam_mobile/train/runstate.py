@@ -33,9 +33,8 @@ class RunState:
         digest = tensorfile.write(file, tensors)
         write_sealed_json(file.with_suffix(".json"), {"stage": stage, "step": step, "sha256": digest, **facts})
         kept = {document.stem for document in self._newest_first()[:KEPT]}
-        for old in sorted(
-            self.folder.glob("state-*")
-        ):  # documents before their tensors: a kill between leaves no damage
+        # In order, a document goes before its tensors: a kill between leaves no damage.
+        for old in sorted(self.folder.glob("state-*")):
             if old.stem not in kept:
                 old.unlink()
 
