@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,10 +39,24 @@ import step  # noqa: E402
 from measure import Measured, failed, measure_case, say  # noqa: E402
 
 NO_GPU = 3
-CHECKS_UNTIL, CHECKS_END, STEPS_FROM, STEPS_UNTIL, CASES_UNTIL = 120, 200, 300, 400, 540
-"""Seconds from the start: no check is begun after the first, and checks are given up at the second; training steps come before
-the cases that are left at the third; no step and no case is begun after the last two."""
-PROCESSES = 6
+MINUTES = 9.0
+
+
+class Deadlines(NamedTuple):
+    """Shares of the time from the start."""
+
+    checks: float = 0.22
+    """No check is begun after it, and at `checks_end` they are given up."""
+    checks_end: float = 0.37
+    steps: float = 0.55
+    """Training steps come before the cases that are left then; none is begun after `steps_end`."""
+    steps_end: float = 0.74
+
+    def seconds(self, minutes: float) -> Deadlines:
+        return Deadlines(*(60 * minutes * share for share in self))
+
+
+PROCESSES = 12
 MEMCHECK = ("--tool", "memcheck", "--error-exitcode", "9")
 BASELINES = (cases.CUDNN_NCHW, cases.CUDNN_LAST, cases.ATEN, cases.COMPILED)
 COLUMNS = (
@@ -57,6 +72,7 @@ def main() -> int:
         description="Check and measure the kernels on one NVIDIA GPU.",
         epilog=f"exit codes: 0 done, 1 a check or a kernel failed, {NO_GPU} no NVIDIA GPU",
     )
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="no case is begun later (%(default)g)")
     parser.add_argument("--dry", type=Path, metavar="CSV", help="run everything at tiny sizes on the CPU, write there")
     options = parser.parse_args()
     started = time.perf_counter()
@@ -67,14 +83,15 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"
         cases.BACKEND = "aot_eager"
     os.environ["PAM_KERNELS"] = "triton"
-    wrong = wrong_operators(options.dry is not None)
+    minutes = math.inf if options.dry else options.minutes  # a CPU takes its time
+    wrong = wrong_operators(options.dry is not None, Deadlines().seconds(minutes))
     say(f"checks: {'wrong: ' + ', '.join(sorted(wrong)) if wrong else 'ok'} ({time.perf_counter() - started:.0f} s)")
     device = "cpu" if options.dry else "cuda"
     files = [options.dry] if options.dry else result_files(torch.cuda.get_device_name())
     facts = environment(device)
     rows: dict[tuple[object, ...], dict[str, object]] = {}
     complete = not wrong
-    for measured in measure_all(device, options.dry is not None, started, wrong):
+    for measured in measure_all(device, options.dry is not None, started, minutes, wrong):
         if measured is None:
             complete = False
             continue
@@ -87,19 +104,19 @@ def main() -> int:
     return int(not complete)
 
 
-def wrong_operators(dry: bool) -> set[str]:
+def wrong_operators(dry: bool, deadlines: Deadlines) -> set[str]:
     """The operators of which a check fails; all if the checks themselves fail."""
     count = 1 if dry else max(1, min(PROCESSES, (os.cpu_count() or 1) - 1))
-    size = ["--size", "dry"] if dry else ["--size", "large", "--seconds", str(CHECKS_UNTIL)]
+    size = ["--size", "dry"] if dry else ["--size", "large", "--seconds", str(deadlines.checks)]
     running = [_start([*size, "--share", f"{part}/{count}"]) for part in range(1, count + 1)]
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     sanitizer = None
     if program is None:
         say("compute-sanitizer is not installed: skipped")
     elif not dry:
-        sanitizer = _start(["--size", "small", "--seconds", str(CHECKS_UNTIL)], [program, *MEMCHECK])
+        sanitizer = _start(["--size", "small", "--seconds", str(deadlines.checks)], [program, *MEMCHECK])
     wrong: set[str] = set()
-    end = time.perf_counter() + (600 if dry else CHECKS_END)
+    end = time.perf_counter() + (600 if dry else deadlines.checks_end)
     for process in running:
         code, output = _finish(process, end)
         if output:
@@ -137,26 +154,26 @@ def _finish(process: subprocess.Popen[str], end: float) -> tuple[int, str]:
     return process.returncode, output.strip()
 
 
-def measure_all(device: str, dry: bool, started: float, wrong: set[str]) -> Iterator[Measured | None]:
+def measure_all(device: str, dry: bool, started: float, minutes: float, wrong: set[str]) -> Iterator[Measured | None]:
     """Cases and training steps; None for one that fails. Those that no longer fit the time are counted."""
     given = iter(cases.dry_cases() if dry else cases.cases())
-    slow = float("inf") if dry else 0  # a CPU takes its time
+    deadlines, end = Deadlines().seconds(minutes), started + 60 * minutes
     try:
-        yield from _measure_cases(given, device, started + STEPS_FROM + slow, wrong)
+        yield from _measure_cases(given, device, started + deadlines.steps, wrong)
         for path in step.PATHS[: 1 if dry else None]:
             if wrong:
                 say(f"no training step {path}: a check failed")
-            elif time.perf_counter() > started + STEPS_UNTIL + slow:
-                say(f"the training step {path} did not fit into {STEPS_UNTIL} s: no row")
+            elif time.perf_counter() > started + deadlines.steps_end:
+                say(f"the training step {path} did not fit into {deadlines.steps_end:.0f} s: no row")
             else:
                 yield from _measure_step(path, device, dry)
-        yield from _measure_cases(given, device, started + CASES_UNTIL + slow, wrong)
+        yield from _measure_cases(given, device, end, wrong)
     except RuntimeError as error:
         say(f"the device failed, nothing more is measured: {' '.join(str(error).split())[:300]}")
         yield None
     late = sum(case.op not in wrong for case in given)
     if late:
-        say(f"{late} cases have no rows: they did not fit into {CASES_UNTIL} s")
+        say(f"{late} cases have no rows: they did not fit into {minutes:g} minutes")
 
 
 def _measure_cases(

@@ -1,6 +1,9 @@
 """Measure the kernels on this card and write the table that dispatch reads: tables/sm_<architecture>.json.
 
-python -m pam_kernels.tune [--op NAME] [--out FOLDER]      on an idle NVIDIA GPU, torch and triton installed
+python -m pam_kernels.tune [--op NAME] [--out FOLDER] [--processes 8] [--seconds 300]
+
+needs an idle NVIDIA GPU, torch and triton. Most of the time is compilation: with several processes all cases are compiled first, side
+by side, and then timed alone. With --seconds no case is begun later than that; the most telling come first.
 
 A row compares one op on x of one memory format with the fastest existing implementation of it: cuDNN and ATen in NCHW, cuDNN in
 channels_last, and for the connect layer also torch.compile. It replaces the row of the same case, others stay; the table is
@@ -13,8 +16,11 @@ import argparse
 import datetime
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +36,16 @@ from .dispatch import CONNECT, DEPTHWISE, LAYOUTS, TABLES, Cell, cell_of, forced
 
 Call = Callable[[], object]
 FORMATS = dict(zip(LAYOUTS, (torch.contiguous_format, torch.channels_last), strict=True))
+COMPILED = "torch_compile"
 OURS = {layout: f"triton {layout}" for layout in LAYOUTS}
 DIFFERENCE = 0.02
 """What rounding to bfloat16 may change in the norm of a result."""
+SLOW = 50
+"""ms."""
 HALF = (torch.bfloat16, torch.float16)
+KERNELS = (5, 7, 13, 31, 9, 21, 3)
+CHANNELS = (64, 96, 144, 224, 128, 256, 32, 40, 192, 312, 512)
+"""Several of a cell: the slowest counts, and block sizes change in between."""
 SHAPES = ((4, 192, 64, 64), (16, 384, 64, 64), (8, 192, 256, 256))
 """One of each scale."""
 
@@ -116,23 +128,29 @@ class Case:
         return {OURS[name]: call(torch.ops.pam.connect, layout) for name, layout in FORMATS.items()} | {
             "pytorch": call(connect_reference, torch.contiguous_format),
             "channels_last": call(connect_reference, torch.channels_last),
-            "torch_compile": call(torch.compile(connect_reference, dynamic=False), torch.contiguous_format),
+            COMPILED: call(torch.compile(connect_reference, dynamic=False), torch.contiguous_format),
         }
 
 
 def cases() -> Iterator[Case]:
-    """Every cell that a network of this project needs."""
+    """Every cell that a network of this project needs, those of training in bfloat16 first."""
+    for dtype in HALF:
+        for k in KERNELS:
+            yield from (Case(op, dtype, shape, k, s) for op in DEPTHWISE for s in (1, 2) for shape in SHAPES)
+        for op in CONNECT:
+            for c in CHANNELS:
+                small, medium, large = _sides(c)
+                sides = (small, medium, large) if dtype == torch.bfloat16 else (medium,)
+                yield from (Case(op, dtype, (16 if c > 40 else 32, c, s, s)) for s in sides)
     for op in DEPTHWISE:
-        for k in (3, 5, 7, 9, 13, 21, 31):
-            for stride in (1, 2):
-                yield from (Case(op, dtype, shape, k, stride) for dtype in HALF for shape in SHAPES)
-            yield from (Case(op, torch.float32, shape, k) for shape in SHAPES)
+        yield from (Case(op, torch.float32, shape, k) for k in KERNELS for shape in SHAPES)
     for op in CONNECT:
-        # Several channel counts of a cell: the slowest counts, and block sizes change in between.
-        for c in (32, 40, 64, 96, 128, 144, 192, 224, 256, 312, 512):
-            small, medium, large = (16, 64, 128) if c > 256 else (32, 64, 128) if c > 224 else (32, 128, 256)
-            yield from (Case(op, torch.bfloat16, (16 if c > 40 else 32, c, s, s)) for s in (small, medium, large))
-            yield from (Case(op, dtype, (16, c, medium, medium)) for dtype in (torch.float16, torch.float32))
+        yield from (Case(op, torch.float32, (16, c, _sides(c)[1], _sides(c)[1])) for c in CHANNELS)
+
+
+def _sides(channels: int) -> tuple[int, int, int]:
+    """Heights of one image of each scale."""
+    return (16, 64, 128) if channels > 256 else (32, 64, 128) if channels > 224 else (32, 128, 256)
 
 
 def rows(case: Case, device: str, milliseconds: Callable[[Call], float]) -> list[dict[str, Any]]:
@@ -196,11 +214,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=TABLES, help="folder of the table; default: where dispatch reads it"
     )
+    parser.add_argument("--processes", type=int, default=1, help="that compile")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--compile", metavar="I/N", help="only compile a share of the cases")
     options = parser.parse_args(arguments)
+    started = time.perf_counter()
     if not torch.cuda.is_available():
         parser.error("needs an NVIDIA GPU: speed is measured, never guessed")
     import triton
 
+    chosen = [case for case in cases() if options.op in (None, case.op)]
+    if options.compile:
+        part, parts = map(int, options.compile.split("/"))
+        _compile(chosen[part::parts], started + options.seconds)
+        return
+    if options.processes > 1:
+        _compile_by_processes(options.op, options.processes, options.seconds / 2)
     path = options.out / f"{dispatch._architecture(torch.device('cuda'))}.json"
     facts = {
         "gpu": torch.cuda.get_device_name(),
@@ -208,12 +237,13 @@ def main(arguments: list[str] | None = None) -> None:
         "triton": triton.__version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    for case in cases():
-        if options.op not in (None, case.op):
-            continue
+    for done, case in enumerate(chosen):
+        if time.perf_counter() - started > options.seconds:
+            _say(f"{len(chosen) - done} of {len(chosen)} cases have no new row: they did not fit into the time")
+            break
         found = []
         try:
-            found = rows(case, "cuda", lambda call: triton.testing.do_bench(call, return_mode="median"))
+            found = rows(case, "cuda", _milliseconds)
             for row in found:
                 _say(f"{case} {row['layout']}: {row['ratio']:.2f} times as fast as {row['best']}")
         except Exception as error:  # one case must not lose the others
@@ -221,6 +251,40 @@ def main(arguments: list[str] | None = None) -> None:
             torch.cuda.synchronize()  # nothing runs after an error of the device
         write(path, case, [row | facts for row in found])
         torch.cuda.empty_cache()
+
+
+def _milliseconds(call: Call) -> float:
+    """Median; of a call that is slow beyond all comparison, the second one."""
+    import triton
+
+    call()
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    once = (time.perf_counter() - begun) * 1e3
+    if once > SLOW:
+        return once
+    return float(triton.testing.do_bench(call, warmup=10, rep=50, return_mode="median"))
+
+
+def _compile(share: Sequence[Case], until: float) -> None:
+    """Run once, of every case, what compiles, so that its code is in the caches of Triton and of PyTorch."""
+    for case in share:
+        if time.perf_counter() > until:
+            break
+        with suppress(Exception), forced("triton"):  # what fails is said when it is measured
+            calls = case.calls("cuda")
+            for name in (*OURS.values(), COMPILED):
+                calls.get(name, torch.cuda.synchronize)()
+        torch.cuda.empty_cache()
+
+
+def _compile_by_processes(op: str | None, count: int, seconds: float) -> None:
+    command = [sys.executable, "-m", "pam_kernels.tune", *(["--op", op] if op else []), "--seconds", str(seconds)]
+    running = [subprocess.Popen([*command, "--compile", f"{part}/{count}"]) for part in range(count)]
+    for process in running:
+        process.wait()
 
 
 def _say(line: str) -> None:

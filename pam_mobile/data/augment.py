@@ -1,6 +1,7 @@
 """Random changes of appearance and geometry as batched tensor code, the same on CPU and GPU.
 
-Random numbers are drawn on the CPU from one generator, so that a seed means the same on every device.
+Random numbers are drawn on the CPU from one generator, so that a seed means the same on every device; only noise, a number for
+every value of the image, is drawn where the image is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,14 @@ MAX_SHEAR = math.radians(10)
 
 def uniform(shape: tuple[int, ...], low: float, high: float, rng: Generator) -> Tensor:
     return torch.rand(shape, generator=rng) * (high - low) + low
+
+
+def normal(shape: tuple[int, ...], like: Tensor, rng: Generator) -> Tensor:
+    """Standard normal numbers on the device and in the dtype of `like`; another device than the CPU draws them from a seed of rng."""
+    if like.device.type == "cpu":
+        return torch.randn(shape, generator=rng).to(like)
+    seed = int(torch.randint(2**62, (), generator=rng))
+    return torch.randn(shape, generator=Generator(like.device).manual_seed(seed), device=like.device).to(like)
 
 
 def random_affine(batch: int, scale: tuple[float, float], rng: Generator) -> Tensor:
@@ -92,6 +101,6 @@ def degrade(image: Tensor, rng: Generator) -> Tensor:
     on = torch.rand(n, generator=rng) < 0.5
     image = gaussian_blur(image, uniform((n,), 0, 1.0, rng) * on, 3)
     sigma = uniform((n, 1, 1, 1), 0, 0.03, rng)[on].to(image)
-    noise = torch.randn((len(sigma), *image.shape[1:]), generator=rng).to(image)
+    noise = normal((len(sigma), *image.shape[1:]), image, rng)
     image = image.index_add(0, on.nonzero()[:, 0].to(image.device), noise * sigma)
     return (image.clamp(0, 1) * 255).round() / 255

@@ -13,6 +13,9 @@ algebra is between maps of three channels and the same maps turned by one channe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +55,10 @@ class ColourPrior(nn.Module):
         device = image.device.type
         if device != "meta" and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self._estimate(image.float(), fg.float(), bg.float())
+                return self(image.float(), fg.float(), bg.float())
+        if device == "cuda":
+            with exact_convolutions():
+                return self._estimate(image, fg, bg)
         return self._estimate(image, fg, bg)
 
     def _estimate(self, image: Tensor, fg: Tensor, bg: Tensor) -> Tensor:
@@ -134,6 +140,17 @@ class ColourPrior(nn.Module):
 
     def _previous(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.preceding)
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Without TF32, which cuDNN rounds float32 products to by default: its 10 bits are too few for a difference of moments."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def pool(x: Tensor, size: int) -> Tensor:

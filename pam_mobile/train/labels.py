@@ -99,8 +99,9 @@ def path_errors(network: Supernet, batch: Batch, paths: Sequence[Sequence[Path]]
     spread = Inputs(inputs.x[rows], inputs.unknown[rows], inputs.fg[rows], guess)
     alpha = net.decode(tuple(tree.spread(f) for f in features), spread, lambda unit, x: unit(x, next(decisions)))
     mask = unknown_mask(batch.trimap)[rows]
-    scores = iter(((alpha.float() - batch.alpha[rows]).abs() * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1))
-    return [[float(next(scores)) for _ in own] for own in paths]
+    errors = ((alpha.float() - batch.alpha[rows]).abs() * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
+    scores = iter(errors.tolist())
+    return [[next(scores) for _ in own] for own in paths]
 
 
 class _Tree:
