@@ -1,4 +1,4 @@
-"""Try other block sizes than those of configs.py on this NVIDIA GPU: what a kernel takes with each of them, the fastest first.
+"""Try block sizes next to those of configs.py on this NVIDIA GPU: what a kernel takes with each of them, the fastest first.
 
     PYTHONPATH=kernels:. python kernels/bench/blocks.py [--out FILE] [--processes 8] [--only NAME]
 
@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,28 @@ import torch  # noqa: E402
 from measure import measure, say  # noqa: E402
 
 from pam_kernels.connect.backward import connect_backward  # noqa: E402
-from pam_kernels.connect.configs import Config, pick  # noqa: E402
+from pam_kernels.connect.configs import pick  # noqa: E402
 from pam_kernels.connect.forward import connect_forward  # noqa: E402
 from pam_kernels.depthwise.configs import (  # noqa: E402
-    Direct,
-    Hankel,
-    Toeplitz,
     convolution_config,
     weight_grad_config,
 )
-from pam_kernels.depthwise.forward import convolve, input_grad  # noqa: E402
+from pam_kernels.depthwise.forward import convolve  # noqa: E402
 from pam_kernels.depthwise.grad_weight import weight_grad  # noqa: E402
 
 DTYPE = torch.bfloat16
 IMAGES, CHANNELS, SIDE = 16, 384, 64
+CONVOLUTIONS = (
+    *((DTYPE, 1, k) for k in (5, 13, 31)),
+    *((DTYPE, 2, k) for k in (5, 13, 31)),
+    *((torch.float32, 1, k) for k in (5, 13)),
+)
+"""dtype, stride and kernel size."""
+CONNECTS = ((64, 128), (96, 128), (128, 128), (192, 64), (256, 64), (384, 64), (512, 64))
+"""Channels, height and width."""
+LEAST = {"height": 1, "width": 8, "tiles": 32, "rows": 4, "columns": 16, "channels": 16, "hidden": 16, "pixels": 16}
+LEAST |= {"warps": 1, "stages": 1}
+"""Of the fields of an entry."""
 
 
 @dataclass(frozen=True)
@@ -56,54 +63,57 @@ class Trial:
 
 
 def trials(device: str, dry: bool) -> Iterator[Trial]:
+    """Every kernel on the sizes that decide about its entries."""
     n, channels, side = (1, 2, 16) if dry else (IMAGES, CHANNELS, SIDE)
-    for k in (3,) if dry else (5, 7, 13, 31):
-        x = torch.randn(n, channels, side, side, device=device).to(DTYPE)
-        weight = (torch.randn(channels, 1, k, k, device=device) / k).to(DTYPE)
-        used: Any = convolution_config(k, DTYPE, 1, dry)
-        entries = tuple(_convolutions(k))
-        yield Trial("depthwise forward", k, used, entries, lambda c, x=x, w=weight: convolve(x, w, None, 1, c))
-        if k < 7:  # beyond, both are the same kernel
-            yield Trial(
-                "depthwise input_grad", k, used, entries, lambda c, x=x, w=weight: input_grad(x, w, side, side, 1, c)
+    for dtype, stride, k in [(DTYPE, 1, 3)] if dry else CONVOLUTIONS:
+        x = torch.randn(n, channels, side, side, device=device).to(dtype)
+        weight = (torch.randn(channels, 1, k, k, device=device) / k).to(dtype)
+        name = f"depthwise {str(dtype)[6:]} stride {stride}"
+        yield _trial(
+            f"{name} forward",
+            k,
+            convolution_config(k, dtype, stride, dry),
+            lambda entry, x=x, w=weight, s=stride: convolve(x, w, None, s, entry),
+        )
+        if stride == 1 and dtype == DTYPE:
+            yield _trial(
+                f"{name} weight_grad",
+                k,
+                weight_grad_config(k, dry),
+                lambda entry, x=x, k=k: weight_grad(x, x, k, 1, entry),
             )
-        used = weight_grad_config(k, dry)
-        entries = tuple(_weight_grads(k))
-        yield Trial("depthwise weight_grad", k, used, entries, lambda c, x=x, k=k: weight_grad(x, x, k, 1, c))
-    for channels, side in ((16, 8),) if dry else ((64, 256), (96, 128), (128, 128), (224, 64)):
+    for channels, side in ((16, 8),) if dry else CONNECTS:
         hidden = channels // 2
-        for layout in (torch.contiguous_format, torch.channels_last):
-            x = torch.randn(n, channels, side, side, device=device).to(DTYPE).contiguous(memory_format=layout)
-            sizes = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
-            w = [(torch.randn(size, device=device) * size[-1] ** -0.5).to(DTYPE) for size in sizes]
-            name = "channels_last" if layout == torch.channels_last else "contiguous"
-            for kernel in ("forward", "backward"):
-                used = pick(kernel, w[0])
-
-                def run(config: Any, kernel: str = kernel, x: torch.Tensor = x, w: list[torch.Tensor] = w) -> object:
-                    if kernel == "forward":
-                        return connect_forward(x, *w, "relu", config)
-                    return connect_backward(x, x, *w[:3], "relu", config)
-
-                yield Trial(f"connect {kernel} {name}", channels, used, tuple(_connects(used)), run)
-
-
-def _convolutions(k: int) -> Iterator[Direct | Toeplitz]:
-    if k <= 7:
-        yield from (Direct(rows, 1, columns, warps) for rows, columns, warps in product((8, 16), (64, 128), (2, 4)))
-    shapes = ((4, 16), (8, 16), (4, 32)) if k < 19 else ((4, 32), (8, 32), (2, 32))
-    for (height, width), (tiles, warps), stages in product(shapes, ((64, 4), (128, 4), (128, 8)), (2, 3)):
-        yield Toeplitz(height, width, tiles, warps, stages)
+        x = torch.randn(n, channels, side, side, device=device).to(DTYPE)
+        sizes = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
+        w = [(torch.randn(size, device=device) * size[-1] ** -0.5).to(DTYPE) for size in sizes]
+        yield _trial(
+            "connect forward",
+            channels,
+            pick("forward", w[0]),
+            lambda entry, x=x, w=w: connect_forward(x, *w, "relu", entry),
+        )
+        yield _trial(
+            "connect backward",
+            channels,
+            pick("backward", w[0]),
+            lambda entry, x=x, w=w: connect_backward(x, x, *w[:3], "relu", entry),
+        )
 
 
-def _weight_grads(k: int) -> Iterator[Hankel]:
-    for rows, (columns, warps) in product((16, 32, 64), ((64, 4), (128, 8)) if k < 31 else ((64, 8),)):
-        yield Hankel(rows, columns, warps)
+def _trial(kernel: str, size: int, used: Any, run: Callable[[Any], object]) -> Trial:
+    return Trial(kernel, size, used, tuple(neighbours(used)), run)
 
 
-def _connects(used: Config) -> Iterator[Config]:
-    for pixels, warps in product((used.pixels, 2 * used.pixels, 4 * used.pixels), (4, 8)):
-        yield replace(used, pixels=pixels, warps=warps)
+def neighbours(used: Any) -> Iterator[Any]:
+    """Entries that differ from one in one field, halved or doubled."""
+    for field, least in LEAST.items():
+        value = getattr(used, field, None)
+        if value is None:
+            continue
+        for other in (value - 1, value + 1) if field == "stages" else (value // 2, value * 2):
+            if other >= least:
+                yield replace(used, **{field: other})
 
 
 def show(trial: Trial, device: str) -> list[str]:
@@ -113,10 +123,10 @@ def show(trial: Trial, device: str) -> list[str]:
         mark = "*" if entry == trial.used else " "
         try:
             cost = measure(lambda entry=entry: trial.run(entry), device, seconds=0.05)  # type: ignore[misc]
-            found.append((cost.ms, f"{trial.kernel:24} {trial.size:4} {cost.ms:9.4f} {mark} {entry}"))
+            found.append((cost.ms, f"{trial.kernel:32} {trial.size:4} {cost.ms:9.4f} {mark} {entry}"))
         except Exception as error:  # an entry that does not fit must not lose the others
             found.append(
-                (float("inf"), f"{trial.kernel:24} {trial.size:4}    failed {mark} {entry}: {str(error)[:80]!r}")
+                (float("inf"), f"{trial.kernel:32} {trial.size:4}    failed {mark} {entry}: {str(error)[:80]!r}")
             )
             if device == "cuda":
                 torch.cuda.synchronize()

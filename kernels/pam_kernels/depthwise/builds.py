@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..build import Build
-from .configs import HANKEL, TOEPLITZ, Direct, Toeplitz, convolution_config
+from .configs import DIRECT, HANKEL, TOEPLITZ, Direct, Toeplitz, convolution_config
 from .forward import Role, band_kernel, direct_kernel, toeplitz_kernel
 from .grad_weight import constants, hankel_kernel
 
@@ -19,7 +19,7 @@ INTEGERS = dict.fromkeys(("N", "C", "HI", "WI", "HO", "WO"), "i32")
 
 def builds() -> Iterator[Build]:
     """Tensor cores: bfloat16, and once float16, which differs in one instruction."""
-    direct = [(3, torch.bfloat16), (5, torch.bfloat16), (5, torch.float32), (31, torch.float32)]
+    direct = [(sizes[-1], torch.float32) for sizes in DIRECT]
     tensor_cores = [(sizes[-1], torch.bfloat16) for sizes in TOEPLITZ]
     for k, dtype in direct + tensor_cores:
         for name, (up, down) in ROLES.items():

@@ -44,25 +44,25 @@ class Hankel:
 
 
 DIRECT: dict[range, Direct] = {
-    range(3, 6, 2): Direct(8, 1, 128, 4),
-    range(7, 32, 2): Direct(8, 1, 128, 4),
+    range(3, 6, 2): Direct(16, 1, 64, 2),
+    range(7, 32, 2): Direct(8, 1, 64, 2),
 }
 TOEPLITZ: dict[range, Toeplitz] = {
-    range(7, 12, 2): Toeplitz(4, 16, 128, 4, 2),
-    range(13, 18, 2): Toeplitz(8, 16, 128, 8, 3),
-    range(19, 32, 2): Toeplitz(4, 32, 128, 8, 2),
+    range(3, 12, 2): Toeplitz(4, 16, 64, 4, 3),
+    range(13, 18, 2): Toeplitz(8, 16, 128, 4, 3),
+    range(19, 32, 2): Toeplitz(4, 32, 128, 8, 3),
 }
-TOEPLITZ_STRIDED: dict[range, Toeplitz] = {range(7, 32, 2): Toeplitz(4, 16, 128, 4, 2)}
+TOEPLITZ_STRIDED: dict[range, Toeplitz] = {range(3, 32, 2): Toeplitz(4, 16, 64, 4, 3)}
 HANKEL: dict[range, Hankel] = {
-    range(3, 17, 2): Hankel(32, 128, 8),
+    range(3, 17, 2): Hankel(32, 64, 4),
     range(17, 32, 2): Hankel(64, 64, 8),
 }
 INTERPRETER = Direct(2, 16, 64, 4), Toeplitz(4, 16, 32, 4, 1), Hankel(8, 64, 4)
 
 
 def convolution_config(k: int, dtype: torch.dtype, stride: int, interpreter: bool) -> Direct | Toeplitz:
-    """Tensor cores take half precision from k = 7 on; the rest is computed directly.  `stride` of the convolution."""
-    if k < 7 or dtype not in (torch.float16, torch.bfloat16):
+    """Tensor cores take half precision; the rest is computed directly.  `stride` of the convolution."""
+    if dtype not in (torch.float16, torch.bfloat16):
         return INTERPRETER[0] if interpreter else _entry(DIRECT, k)
     if interpreter:
         return INTERPRETER[1]
