@@ -44,18 +44,18 @@ class Hankel:
 
 
 DIRECT: dict[range, Direct] = {
-    range(3, 6, 2): Direct(16, 1, 64, 2),
-    range(7, 32, 2): Direct(8, 1, 64, 2),
+    range(3, 6, 2): Direct(16, 1, 64, 1),
+    range(7, 32, 2): Direct(8, 1, 64, 1),
 }
 TOEPLITZ: dict[range, Toeplitz] = {
     range(3, 12, 2): Toeplitz(4, 16, 64, 4, 3),
     range(13, 18, 2): Toeplitz(8, 16, 128, 4, 3),
     range(19, 32, 2): Toeplitz(4, 32, 128, 8, 3),
 }
-TOEPLITZ_STRIDED: dict[range, Toeplitz] = {range(3, 32, 2): Toeplitz(4, 16, 64, 4, 3)}
+TOEPLITZ_STRIDED: dict[range, Toeplitz] = {range(3, 32, 2): Toeplitz(4, 16, 128, 4, 3)}
 HANKEL: dict[range, Hankel] = {
-    range(3, 17, 2): Hankel(32, 64, 4),
-    range(17, 32, 2): Hankel(64, 64, 8),
+    range(3, 17, 2): Hankel(32, 64, 1),
+    range(17, 32, 2): Hankel(64, 64, 2),
 }
 INTERPRETER = Direct(2, 16, 64, 4), Toeplitz(4, 16, 32, 4, 1), Hankel(8, 64, 4)
 
