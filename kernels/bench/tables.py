@@ -1,4 +1,4 @@
-"""Write the tables of docs/kernels.md from the rows in kernels/bench/results/*.csv.
+"""Write the tables of docs/kernels.md from the rows in kernels/bench/results/*.csv and those of the dispatch.
 
 python kernels/bench/tables.py            rewrite the page
 python kernels/bench/tables.py --check    exit code 1 if the page does not show the rows
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "kernels.md"
 RESULTS = ROOT / "kernels" / "bench" / "results"
+DISPATCH = ROOT / "kernels" / "pam_kernels" / "tables"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
 NOTHING = """\
 **No row exists yet: no kernel has been timed on a GPU.** Nothing is known about the speed or the memory of the kernels. In the
@@ -56,11 +59,60 @@ def tables(files: Iterable[Path]) -> str:
     return "\n".join(sections) or NOTHING
 
 
-def page(text: str, results: Path) -> str:
+TIMES = {
+    "triton contiguous": "ours, NCHW",
+    "triton channels_last": "ours, channels_last",
+    "pytorch": "PyTorch NCHW",
+    "aten": "ATen",
+    "channels_last": "PyTorch channels_last",
+    "torch_compile": "torch.compile",
+}
+
+
+def dispatch_tables(files: Iterable[Path]) -> str:
+    """A section for each architecture: ms of every implementation, and how many times as fast ours is as the best other one."""
+    sections = []
+    for file in files:
+        rows = json.loads(file.read_text())["rows"]
+        pairs: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+        for row in rows:
+            case = row["op"], row["dtype"], row["size"], row["stride"], *row["shape"]
+            pairs.setdefault(case, {})[row["layout"]] = row
+        names = (
+            "op",
+            "dtype",
+            "k or C",
+            "stride",
+            "x",
+            *(f"{name}, ms" for name in TIMES.values()),
+            "gain, NCHW / channels_last",
+        )
+        lines = [
+            f"### What the dispatch knows of {file.stem}\n",
+            "{gpu}, torch {torch}, triton {triton}, {date}; `{0}`\n".format(file.name, **rows[0]),
+            "| " + " | ".join(names) + " |",
+            "|" + " --- |" * len(names),
+        ]
+        for key, pair in pairs.items():
+            ms, gains = pair["contiguous"]["ms"], [pair[layout]["ratio"] for layout in ("contiguous", "channels_last")]
+            times = [f"{ms[name]:.3f}" if name in ms else "" for name in TIMES]
+            cells = [
+                *map(str, key[:4]),
+                "x".join(map(str, key[4:])),
+                *times,
+                " / ".join(f"{gain:.2f}" for gain in gains),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        sections.append("\n".join(lines) + "\n")
+    return "\n".join(sections)
+
+
+def page(text: str, results: Path, dispatch: Path = DISPATCH) -> str:
     """The page with its tables made again."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return before + BEGIN + tables(sorted(results.glob("*.csv"))) + END + after
+    parts = tables(sorted(results.glob("*.csv"))), dispatch_tables(sorted(dispatch.glob("*.json")))
+    return before + BEGIN + "\n".join(part for part in parts if part) + END + after
 
 
 def main() -> int:

@@ -2,8 +2,8 @@
 
 python -m pam_kernels.compile_gate [--arch 80,86,90] [--only NAME] [--rotate]       without TRITON_INTERPRET
 
-A build fails if registers spill to memory, if it needs more shared memory than the architecture has, or if instructions are
-missing that its design counts on: tensor cores, loads of 128 bits. This says nothing about speed.
+A build fails if more than a few registers spill to memory, if it needs more shared memory than the architecture has, or if
+instructions are missing that its design counts on: tensor cores, loads of 128 bits. This says nothing about speed.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from pam_kernels.build import Build
-from pam_kernels.compile_gate import Resources, builds
+from pam_kernels.compile_gate import STACK, Resources, builds
 from pam_kernels.depthwise.configs import DIRECT, HANKEL, TOEPLITZ, TOEPLITZ_STRIDED
 
 
@@ -38,7 +38,7 @@ def test_every_build_is_without_fault() -> None:
 @pytest.mark.parametrize(
     ("stack", "shared", "instructions", "fault"),
     [
-        (8, 0, {"HMMA": 1, "LDG.128": 1}, "spills"),
+        (STACK + 8, 0, {"HMMA": 1, "LDG.128": 1, "STL": 9}, "spills"),
         (0, 0, {"HMMA": 1, "LDG.128": 1, "STL": 1}, "spills"),
         (0, 100 * 1024, {"HMMA": 1, "LDGSTS.128": 1}, "bytes of shared memory"),
         (0, 0, {"LDG.128": 1}, "no tensor cores"),
@@ -51,3 +51,4 @@ def test_each_fault_is_seen(stack: int, shared: int, instructions: dict[str, int
     assert len(faults) == 1
     assert fault in faults[0]
     assert Resources(64, 0, 99 * 1024, Counter({"HMMA": 1, "LDG.128": 1})).faults(build, 86) == []
+    assert Resources(64, STACK, 0, Counter({"HMMA": 1, "LDG.128": 1, "STL": 9})).faults(build, 86) == []

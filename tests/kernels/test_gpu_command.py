@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -22,6 +24,8 @@ sys.path.insert(0, str(BENCH))
 import check  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
+
+from pam_kernels.depthwise.configs import INTERPRETER  # noqa: E402
 
 
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -57,11 +61,22 @@ def test_every_pass_of_both_operators_and_the_training_step_give_a_row(rows: tup
 def test_the_page_shows_every_row(rows: tuple[Path, list[dict[str, str]]]) -> None:
     file, measured = rows
     before = f"# Page\n{tables.BEGIN}old\n{tables.END}end\n"
-    page = tables.page(before, file.parent)
+    page = tables.page(before, file.parent, file.parent)
     assert page.startswith("# Page\n")
     assert page.endswith("end\n")
     assert "old" not in page
     assert page.count("\n| connect") + page.count("\n| depthwise_conv2d") + page.count("\n| training") == len(measured)
+
+
+def test_the_page_shows_every_case_of_the_dispatch(tmp_path: Path) -> None:
+    row = {"op": "connect", "size": 64, "stride": 1, "dtype": "bfloat16", "scale": "small", "shape": [1, 64, 8, 8]}
+    row |= {"ms": {"triton contiguous": 1.0, "triton channels_last": 4.0, "aten": 2.0}, "best": "aten"}
+    row |= {"gpu": "a card", "torch": "2", "triton": "3", "date": "today"}
+    both = [row | {"layout": "contiguous", "ratio": 2.0}, row | {"layout": "channels_last", "ratio": 0.5}]
+    (tmp_path / "sm_90.json").write_text(json.dumps({"rows": both}))
+    shown = tables.dispatch_tables([tmp_path / "sm_90.json"])
+    assert "a card, torch 2, triton 3, today" in shown
+    assert "| connect | bfloat16 | 64 | 1 | 1x64x8x8 | 1.000 | 4.000 |  | 2.000 |  |  | 2.00 / 0.50 |" in shown
 
 
 def test_the_page_of_the_repository_is_the_one_made_from_the_rows_of_the_repository(tmp_path: Path) -> None:
@@ -100,7 +115,7 @@ def test_one_case_that_fails_loses_no_other(
     measured = run.measure_case
     monkeypatch.setattr(run, "measure_case", measure)
     monkeypatch.setattr(run.step, "PATHS", ())
-    results = list(run.measure_all("cpu", True, time.perf_counter(), set()))
+    results = list(run.measure_all("cpu", True, time.perf_counter(), math.inf, set()))
     assert [result and result.pass_ for result in results] == [
         *("forward", "input_grad", None),
         *("forward", "forward_for_training", "training"),
@@ -130,7 +145,7 @@ def test_a_training_step_that_fails_loses_no_row(
         raise torch.OutOfMemoryError("no room for it")
 
     monkeypatch.setattr(run.step, "measure_step", fail)
-    results = list(run.measure_all("cpu", True, time.perf_counter(), set()))
+    results = list(run.measure_all("cpu", True, time.perf_counter(), math.inf, set()))
     assert len(results) == 7
     assert results[-1] is None
     assert "no row of the training step every_second_unit: OutOfMemoryError" in capsys.readouterr().out
@@ -138,15 +153,15 @@ def test_a_training_step_that_fails_loses_no_row(
 
 @pytest.mark.usefixtures("_triton")
 def test_an_operator_that_is_wrong_has_no_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    results = list(run.measure_all("cpu", True, time.perf_counter(), {"depthwise_conv2d"}))
+    results = list(run.measure_all("cpu", True, time.perf_counter(), math.inf, {"depthwise_conv2d"}))
     assert [result.op for result in results] == ["connect"] * 3
     assert "no training step every_second_unit: a check failed" in capsys.readouterr().out
 
 
 def test_when_the_time_is_up_nothing_is_begun(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(run.measure_all("cpu", False, time.perf_counter() - 600, {"connect"})) == []
+    assert list(run.measure_all("cpu", False, time.perf_counter() - 600, 9, {"connect"})) == []
     depthwise = sum(case.op != "connect" for case in run.cases.cases())
-    assert f"{depthwise} cases have no rows: they did not fit into 540 s" in (said := capsys.readouterr().out)
+    assert f"{depthwise} cases have no rows: they did not fit into 9 minutes" in (said := capsys.readouterr().out)
     assert said.count("no training step") == 2
 
 
@@ -155,10 +170,17 @@ def test_the_training_step_is_not_left_to_the_end(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(run, "measure_case", lambda case, device: "case")
     monkeypatch.setattr(run.step, "measure_step", lambda *_: iter(["step"]))
-    results = list(run.measure_all("cpu", False, 0, set()))
+    results = list(run.measure_all("cpu", False, 0, 9, set()))
     assert "step" in results
     assert "case" in results[: results.index("step")]
     assert "case" in results[results.index("step") :]
+
+
+def test_less_time_moves_every_deadline() -> None:
+    whole, half = run.Deadlines().seconds(9), run.Deadlines().seconds(4.5)
+    assert list(whole) == sorted(whole)
+    assert whole.steps_end < 9 * 60
+    assert [2 * seconds for seconds in half] == pytest.approx(list(whole))
 
 
 BOTH = {"depthwise_conv2d", "connect"}
@@ -179,10 +201,10 @@ def test_what_a_process_of_checks_says_is_heard(
     code: str, wrong: set[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "_start", _speaker(code))
-    monkeypatch.setattr(run, "CHECKS_END", 10 if "sleep" not in code else 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert run.wrong_operators(dry=False) == wrong
+    deadlines = run.Deadlines(checks=0, checks_end=10 if "sleep" not in code else 0)
+    assert run.wrong_operators(False, deadlines) == wrong
     assert "compute-sanitizer is not installed: skipped" in capfd.readouterr().out
 
 
@@ -195,7 +217,7 @@ def test_only_errors_that_the_sanitizer_finds_are_errors(
         run, "_start", lambda arguments, before=None: _speaker(f"raise SystemExit({code if before else 0})")(arguments)
     )
     monkeypatch.setattr(shutil, "which", lambda name: "/somewhere/compute-sanitizer")
-    assert run.wrong_operators(dry=False) == wrong
+    assert run.wrong_operators(False, run.Deadlines(checks=0, checks_end=10)) == wrong
     assert ("could not run" in capsys.readouterr().out) == (code == 255)
 
 
@@ -222,3 +244,14 @@ def test_a_machine_without_git_still_has_its_facts(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("PAM_COMMIT", "abc")
     assert run.environment("cpu")["commit"] == "abc"
+
+
+def test_other_block_sizes_are_tried(tmp_path: Path) -> None:
+    """In a process of its own: the interpreter is chosen before Triton is imported."""
+    out = tmp_path / "blocks.txt"
+    command = [sys.executable, str(run.HERE / "blocks.py"), "--dry", "--out", str(out), "--only", "depthwise"]
+    subprocess.run(command, check=True, capture_output=True)
+    lines = out.read_text().splitlines()
+    used = [line for line in lines if " * " in line]
+    assert [line.split(" * ")[1] for line in used] == [repr(INTERPRETER[1]), repr(INTERPRETER[2])]
+    assert len(set(lines)) == len(lines) > 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,7 @@ def test_one_case_that_fails_loses_no_other(
 ) -> None:
     narrow = dataclasses.replace(WIDE, shape=(1, 2, 3, 32))
     monkeypatch.setattr(tune, "cases", lambda: iter((narrow, WIDE)))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    _pretend_a_card(monkeypatch)
 
     def rows(case: tune.Case, device: str, clock: object) -> list[dict[str, Any]]:
         if case is narrow:
@@ -167,3 +165,53 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         tune.main([])
     assert "needs an NVIDIA GPU" in capsys.readouterr().err
+
+
+def test_no_case_is_begun_too_late(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _pretend_a_card(monkeypatch)
+    tune.main(["--out", str(folder), "--op", "connect", "--seconds", "-1"])
+    count = sum(case.op == "connect" for case in tune.cases())
+    assert f"{count} of {count} cases have no new row: they did not fit into the time" in capsys.readouterr().out
+    assert not folder.exists()
+
+
+def test_processes_compile_every_case_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them runs its share, without a clock."""
+    _pretend_a_card(monkeypatch)
+    compiled: list[tune.Case] = []
+    monkeypatch.setattr(tune, "_compile", lambda share, until: compiled.extend(share))
+    monkeypatch.setattr(tune, "write", lambda *_: pytest.fail("a share is not timed"))
+
+    def start(command: list[str]) -> Any:
+        tune.main([*command[command.index("pam_kernels.tune") + 1 :]])
+        return types.SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(tune.subprocess, "Popen", start)
+    tune._compile_by_processes("connect", 3, 60)
+    expected = [case for case in tune.cases() if case.op == "connect"]
+    assert len(compiled) == len(expected)
+    assert set(compiled) == set(expected)
+
+
+def test_what_fails_to_compile_loses_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def calls(case: tune.Case, device: str) -> dict[str, tune.Call]:
+        names = [*tune.OURS.values(), tune.COMPILED, "pytorch"]
+        if case is not WIDE:
+            raise RuntimeError("it does not compile")
+        return {name: lambda name=name: called.append(name) for name in names}  # type: ignore[misc]
+
+    monkeypatch.setattr(tune.Case, "calls", calls)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    tune._compile([dataclasses.replace(WIDE, kernel=5), WIDE], float("inf"))
+    assert called == [*tune.OURS.values(), tune.COMPILED]
+
+
+def _pretend_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pam_mobile.model.presets import preset
-from pam_mobile.model.prior import CONFIDENT, EPS_COVARIANCE, EPS_DISTANCE, EPS_WEIGHT, ColourPrior
+from pam_mobile.model.prior import CONFIDENT, EPS_COVARIANCE, EPS_DISTANCE, EPS_WEIGHT, ColourPrior, exact_convolutions
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
 
@@ -299,3 +299,19 @@ def test_a_mirrored_image_gives_the_mirrored_prior(sides: tuple[int, ...], seed:
 def test_it_adds_nothing_to_a_checkpoint() -> None:
     assert ColourPrior().state_dict() == {}
     assert list(ColourPrior().parameters()) == []
+
+
+def test_tf32_is_off_inside_and_as_it_was_after() -> None:
+    """PyTorch's default on GPUs would round the products of the turns to 10 bits."""
+    before = torch.backends.cudnn.allow_tf32
+    with exact_convolutions():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+def test_a_gpu_gives_what_the_cpu_gives() -> None:
+    image, trimap = torch.rand(2, 3, 64, 96), torch.randint(0, 3, (2, 1, 64, 96)) / 2
+    fg, bg = (trimap == 1).float(), (trimap == 0).float()
+    on_gpu = ColourPrior().cuda()(image.cuda(), fg.cuda(), bg.cuda())
+    torch.testing.assert_close(on_gpu.cpu(), ColourPrior()(image, fg, bg), rtol=0, atol=1e-4)
