@@ -168,6 +168,8 @@ class TrainConfig:
     """Steps in which the learning rate rises."""
     clip: float = 1.0
     """Bound on the gradient norm."""
+    rounding: float = 0.0
+    """Share of the steps in which features are rounded to 8 bits, as int8 artifacts do (train/rounding.py)."""
     ema: float = 0.997
     """Decay of the averaged weights per step; they are what is kept."""
     validate_every: int = 500
@@ -177,6 +179,8 @@ class TrainConfig:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UsageError(f"precision={self.precision!r} is not known", "use auto, fp32 or bf16")
         _require(self, "", shards=1, seed=0, validate_every=1, save_every=1, warmup=0, weight_decay=0)
+        if not 0 <= self.rounding <= 1:
+            raise UsageError(f"rounding={self.rounding} is not a share of the steps", "use 0 to 1")
         for name, decay in (("ema", self.ema), *(("betas", beta) for beta in self.betas)):
             if not 0 <= decay < 1:
                 raise UsageError(f"{name}={decay} is no decay per step", "use 0 up to, but not including, 1")

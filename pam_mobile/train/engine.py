@@ -11,6 +11,7 @@ import math
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
@@ -43,12 +44,15 @@ from .material import load_bank, require_same_bank
 from .pathlearning import PathLearning
 from .pathprior import PathPrior, estimate_prior
 from .processes import Processes
+from .rounding import rounded
 from .runstate import RunState, collect, restore, state_layout
 from .shards import Shards
 from .stages import Objective, RandomPaths, WholeNetwork
 from .validate import SELECTION, VOTES, held_out_composites, sads, search_paths
 
 CONFIG, ENVIRONMENT, BANK, STATE = "config.yaml", "env.json", "bank.json", "last"
+ROUNDING = 1 << 20
+"""In the place of a shard's number, for what is the same in all of them."""
 MOST_SKIPPED = 10
 """So many steps in a row without a finite gradient end the training."""
 
@@ -255,7 +259,8 @@ class Trainer:
         shards.start()
         for shard in shards.mine():
             batch = self._batch(stage, step, shard)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            rounding = rounded(self.supernet) if self._rounds(stage, step) else nullcontext()
+            with rounding, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 losses = objective(self.supernet, batch, np.random.default_rng([self.config.seed, stage, step, shard]))
             names = list(losses)
             asked = [float(self.interruption.number == number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -271,6 +276,11 @@ class Trainer:
             self._average(step)
         number = signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0
         return Outcome(means, int(crops), skipped, int(number))
+
+    def _rounds(self, stage: int, step: int) -> bool:
+        """Whether features are rounded in this step."""
+        share = self.config.rounding
+        return share > 0 and np.random.default_rng([self.config.seed, stage, step, ROUNDING]).random() < share
 
     def _batch(self, stage: int, step: int, shard: int) -> Batch:
         batch = self.batches(stage, step, shard)
