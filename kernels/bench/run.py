@@ -1,8 +1,8 @@
 """Check and measure the kernels on one NVIDIA GPU: `make gpu`, under ten minutes, no download.
 
 1. the properties of the tests at real sizes (check.py), in several processes because most of their time is compilation; beside
-them a few under compute-sanitizer where there is one, 2. the cases of cases.py against the best existing implementations,
-the most telling first, 3. in the middle of them a training step of the network `full`.
+them a few under compute-sanitizer where there is one, and a process that compiles the training steps; 2. a training step of the
+network `full`; 3. the cases of cases.py against the best existing implementations, the most telling first.
 Rows go to kernels/bench/results/<gpu>.csv, and to the folder $OUT if that is set, each as soon as it is measured. What fails is
 said and has no row; an operator of which a check failed has none at all, and neither has the training step then.
 
@@ -46,11 +46,11 @@ class Deadlines(NamedTuple):
     """Shares of the time from the start."""
 
     checks: float = 0.22
-    """No check is begun after it, and at `checks_end` they are given up."""
+    """No check is begun after it."""
     checks_end: float = 0.37
-    steps: float = 0.55
-    """Training steps come before the cases that are left then; none is begun after `steps_end`."""
-    steps_end: float = 0.74
+    """Checks and the compilation of training steps are given up."""
+    steps_end: float = 0.5
+    """No training step is begun after it."""
 
     def seconds(self, minutes: float) -> Deadlines:
         return Deadlines(*(60 * minutes * share for share in self))
@@ -84,7 +84,11 @@ def main() -> int:
         cases.BACKEND = "aot_eager"
     os.environ["PAM_KERNELS"] = "triton"
     minutes = math.inf if options.dry else options.minutes  # a CPU takes its time
-    wrong = wrong_operators(options.dry is not None, Deadlines().seconds(minutes))
+    deadlines = Deadlines().seconds(minutes)
+    compiling = None if options.dry else _start(step.__file__, [])
+    wrong = wrong_operators(options.dry is not None, deadlines)
+    if compiling:
+        _finish(compiling, started + deadlines.checks_end)
     say(f"checks: {'wrong: ' + ', '.join(sorted(wrong)) if wrong else 'ok'} ({time.perf_counter() - started:.0f} s)")
     device = "cpu" if options.dry else "cuda"
     files = [options.dry] if options.dry else result_files(torch.cuda.get_device_name())
@@ -108,13 +112,15 @@ def wrong_operators(dry: bool, deadlines: Deadlines) -> set[str]:
     """The operators of which a check fails; all if the checks themselves fail."""
     count = 1 if dry else max(1, min(PROCESSES, (os.cpu_count() or 1) - 1))
     size = ["--size", "dry"] if dry else ["--size", "large", "--seconds", str(deadlines.checks)]
-    running = [_start([*size, "--share", f"{part}/{count}"]) for part in range(1, count + 1)]
+    running = [_start(check.__file__, [*size, "--share", f"{part}/{count}"]) for part in range(1, count + 1)]
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     sanitizer = None
     if program is None:
         say("compute-sanitizer is not installed: skipped")
     elif not dry:
-        sanitizer = _start(["--size", "small", "--seconds", str(deadlines.checks)], [program, *MEMCHECK])
+        sanitizer = _start(
+            check.__file__, ["--size", "small", "--seconds", str(deadlines.checks)], [program, *MEMCHECK]
+        )
     wrong: set[str] = set()
     end = time.perf_counter() + (600 if dry else deadlines.checks_end)
     for process in running:
@@ -133,13 +139,13 @@ def wrong_operators(dry: bool, deadlines: Deadlines) -> set[str]:
     return wrong
 
 
-def _start(arguments: list[str], before: list[str] | None = None) -> subprocess.Popen[str]:
-    """A process of check.py, with a group of its own: compute-sanitizer has children, which must end with it."""
+def _start(program: str, arguments: list[str], before: list[str] | None = None) -> subprocess.Popen[str]:
+    """A Python process with a group of its own: compute-sanitizer has children, which must end with it."""
     own = os.environ.get("PYTHONPATH")  # torch may come from there
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*PATHS, *([own] if own else [])])}
     if before:
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
-    command = [*(before or []), sys.executable, str(HERE / "check.py"), *arguments]
+    command = [*(before or []), sys.executable, program, *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
@@ -155,11 +161,10 @@ def _finish(process: subprocess.Popen[str], end: float) -> tuple[int, str]:
 
 
 def measure_all(device: str, dry: bool, started: float, minutes: float, wrong: set[str]) -> Iterator[Measured | None]:
-    """Cases and training steps; None for one that fails. Those that no longer fit the time are counted."""
+    """Training steps and cases; None for one that fails. Those that no longer fit the time are counted."""
     given = iter(cases.dry_cases() if dry else cases.cases())
-    deadlines, end = Deadlines().seconds(minutes), started + 60 * minutes
+    deadlines = Deadlines().seconds(minutes)
     try:
-        yield from _measure_cases(given, device, started + deadlines.steps, wrong)
         for path in step.PATHS[: 1 if dry else None]:
             if wrong:
                 say(f"no training step {path}: a check failed")
@@ -167,7 +172,7 @@ def measure_all(device: str, dry: bool, started: float, minutes: float, wrong: s
                 say(f"the training step {path} did not fit into {deadlines.steps_end:.0f} s: no row")
             else:
                 yield from _measure_step(path, device, dry)
-        yield from _measure_cases(given, device, end, wrong)
+        yield from _measure_cases(given, device, started + 60 * minutes, wrong)
     except RuntimeError as error:
         say(f"the device failed, nothing more is measured: {' '.join(str(error).split())[:300]}")
         yield None

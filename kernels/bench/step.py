@@ -1,6 +1,7 @@
 """A whole training step of the network `full`: the kernels against plain PyTorch operators, both under torch.compile.
 
 In the row, `torch_compile` is the plain network in NCHW and `cudnn_channels_last` the same in channels_last, compiled too.
+Started as a program it measures all of it for nothing, so that what torch.compile made is in its cache.
 """
 
 from __future__ import annotations
@@ -80,3 +81,9 @@ def measure_step(which: str, device: str, dry: bool) -> Iterator[Measured]:
                 raise
             failed(f"{implementation} cannot run the training step", error)
         yield Measured(f"training_step_{numbers.name}", which, units, f"{batch}x3x{crop}x{crop}", "bfloat16", costs)
+
+
+if __name__ == "__main__":
+    for which in PATHS:
+        for _ in measure_step(which, "cuda", dry=False):
+            pass
