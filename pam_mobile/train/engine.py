@@ -307,8 +307,8 @@ class Trainer:
         live = self.supernet.state_dict()
         floats = [name for name, value in live.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.ema[name] for name in floats], [live[name] for name in floats], 1 - decay)
-        for name in live.keys() - set(floats):
-            self.ema[name].copy_(live[name])
+        others = [name for name, value in live.items() if not value.is_floating_point()]
+        torch._foreach_copy_([self.ema[name] for name in others], [live[name] for name in others])
 
     def averaged(self) -> Supernet:
         """A copy of the network with the averaged weights, in evaluation mode."""

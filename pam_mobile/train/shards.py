@@ -37,7 +37,8 @@ class Shards:
             at += size
         self.gradients, self.sums = views[: len(self.parameters)], views[len(self.parameters) :]
         self.used, self.numbers = self.flat[at:-NUMBERS], self.flat[-NUMBERS:]
-        self.before: list[Tensor] = []
+        groups = [group for group in (self.statistics, self.counters) if group]
+        self.kept = [(group, [tensor.clone() for tensor in group]) for group in groups]
 
     def mine(self) -> range:
         """The shards that this process computes."""
@@ -47,7 +48,8 @@ class Shards:
     def start(self) -> None:
         """Begin a step."""
         self.flat.zero_()
-        self.before = [tensor.clone() for tensor in (*self.statistics, *self.counters)]
+        for live, before in self.kept:
+            torch._foreach_copy_(before, live)
 
     @torch.no_grad()
     def add(self, loss: Tensor, numbers: Sequence[Tensor | float]) -> None:
@@ -72,14 +74,13 @@ class Shards:
         scalars = self.flat[-NUMBERS - len(self.parameters) :].tolist()
         for parameter, view, users in zip(self.parameters, self.gradients, scalars[:-NUMBERS], strict=True):
             parameter.grad = view if users else None
-        for statistic, total in zip(self.statistics, self.sums, strict=True):
-            statistic.copy_(total / self.count)
-        for counter in self.counters:
-            counter += 1
+        if self.statistics:
+            torch._foreach_copy_(self.statistics, torch._foreach_div(self.sums, self.count))
+            torch._foreach_add_(self.counters, 1)
         return [float(number) for number in scalars[-NUMBERS:]]
 
     @torch.no_grad()
     def restore(self) -> None:
         """The statistics from before the step."""
-        for tensor, before in zip((*self.statistics, *self.counters), self.before, strict=True):
-            tensor.copy_(before)
+        for live, before in self.kept:
+            torch._foreach_copy_(live, before)
