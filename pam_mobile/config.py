@@ -43,11 +43,15 @@ class Stage:
     smooth: float = 0.01
     """Error below which the L1 loss is a parabola. Large, a network that corrects a good prior gets off the ground; small, it learns to
     leave alone what is right (docs/findings.md)."""
+    rounding: float = 0.5
+    """Share of the steps in which features are rounded to 8 bits, as int8 artifacts do (train/rounding.py)."""
 
     def __post_init__(self) -> None:
         _require(self, "a stage's ", steps=1, learning_rate=0)
         if not self.smooth > 0:
             raise UsageError(f"a stage's smooth={self.smooth} rounds nothing", "use more than 0, 0.001 say")
+        if not 0 <= self.rounding <= 1:
+            raise UsageError(f"a stage's rounding={self.rounding} is not a share of its steps", "use 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ class TrainConfig:
     stages: tuple[int, ...] = (1, 2, 3)
     init: str = ""
     """A model to start from instead of fresh weights."""
-    stage1: Stage = Stage(steps=6000, learning_rate=2e-3, smooth=0.1)
+    stage1: Stage = Stage(steps=6000, learning_rate=2e-3, smooth=0.1, rounding=0.0)
     stage2: Stage = Stage(steps=4000, learning_rate=1e-3)
     stage3: Stage = Stage(steps=2000, learning_rate=1e-3)
     paths: PathLearningSettings = field(default_factory=PathLearningSettings)
@@ -168,8 +172,6 @@ class TrainConfig:
     """Steps in which the learning rate rises."""
     clip: float = 1.0
     """Bound on the gradient norm."""
-    rounding: float = 0.0
-    """Share of the steps in which features are rounded to 8 bits, as int8 artifacts do (train/rounding.py)."""
     ema: float = 0.997
     """Decay of the averaged weights per step; they are what is kept."""
     validate_every: int = 500
@@ -179,8 +181,6 @@ class TrainConfig:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UsageError(f"precision={self.precision!r} is not known", "use auto, fp32 or bf16")
         _require(self, "", shards=1, seed=0, validate_every=1, save_every=1, warmup=0, weight_decay=0)
-        if not 0 <= self.rounding <= 1:
-            raise UsageError(f"rounding={self.rounding} is not a share of the steps", "use 0 to 1")
         for name, decay in (("ema", self.ema), *(("betas", beta) for beta in self.betas)):
             if not 0 <= decay < 1:
                 raise UsageError(f"{name}={decay} is no decay per step", "use 0 up to, but not including, 1")

@@ -279,7 +279,7 @@ class Trainer:
 
     def _rounds(self, stage: int, step: int) -> bool:
         """Whether features are rounded in this step."""
-        share = self.config.rounding
+        share = self.config.stage(stage).rounding
         return share > 0 and np.random.default_rng([self.config.seed, stage, step, ROUNDING]).random() < share
 
     def _batch(self, stage: int, step: int, shard: int) -> Batch:
