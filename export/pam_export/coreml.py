@@ -104,19 +104,24 @@ def finish(path: FilePath, info: Info) -> dict[str, Any]:
 
 
 def behind_first_convolution() -> Select:
-    """Selector of the operations that may be float16: those behind a convolution with a kernel above 1.
+    """Selector of the operations that may be float16: those behind a convolution with a kernel above 1, but for maps of one pixel.
 
     What lies before stays float32: the colour prior, which inverts 3x3 matrices and divides by small weights, and has 1x1
-    convolutions only; and the network's first convolution, whose rounded weights would cause most of a matte's error.
+    convolutions only; and the network's first convolution, whose rounded weights would cause most of a matte's error. So do means
+    over all pixels and what is made of them: their rounding moves the whole image at once.
     """
     known: dict[str, bool] = {}
 
-    def select(op: Any) -> bool:
+    def behind(op: Any) -> bool:
         if op.name not in known:
-            known[op.name] = any(_is_large_convolution(parent) or select(parent) for parent in _parents(op))
+            known[op.name] = any(_is_large_convolution(parent) or behind(parent) for parent in _parents(op))
         return known[op.name]
 
-    return select
+    return lambda op: behind(op) and not _has_one_pixel(op)
+
+
+def _has_one_pixel(op: Any) -> bool:
+    return all(tuple(value.shape[2:]) == (1, 1) for value in op.outputs)
 
 
 def _is_large_convolution(op: Any) -> bool:

@@ -79,6 +79,17 @@ def test_prior_and_first_convolution_stay_float32(forward: list[Part], tmp_path:
     assert (backend["compressed_weights"], backend["min_os"]) == (0, "iOS 16")
 
 
+def test_what_works_on_means_over_all_pixels_stays_float32(forward: list[Part], tmp_path: FilePath) -> None:
+    coreml.build(forward, tmp_path / "a.mlpackage", {})
+    found = [
+        mil.type_name(op.outputs[0])
+        for op in coreml.operations(mil.load(tmp_path / "a.mlpackage"))
+        if op.op_type in ("conv", "sigmoid", "relu") and tuple(op.outputs[0].shape[2:]) == (1, 1)
+    ]
+    assert len(found) > 6
+    assert set(found) == {"fp32"}
+
+
 def test_all_in_float16_would_fail_the_gate(forward: list[Part], tmp_path: FilePath) -> None:
     with quiet("converting"), torch.no_grad():
         model = coreml.convert(forward[0].module, forward[0].inputs, lambda op: True)
