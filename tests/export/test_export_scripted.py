@@ -55,8 +55,9 @@ def operations(block: Any, inside: bool = False) -> Iterator[tuple[Any, bool]]:
 
 def test_choosing_and_the_prior_are_float32_and_the_branches_float16(package: FilePath) -> None:
     found = list(operations(mil.load(package).functions[mil.MAIN]))
-    branches = [op for op, inside in found if inside]
-    assert {mil.type_name(op.outputs[0]) for op in branches if op.op_type in ("conv", "relu")} == {"fp16"}
+    results = [op.outputs[0] for op, inside in found if inside and op.op_type in ("conv", "relu")]
+    for one_pixel, kind in ((False, "fp16"), (True, "fp32")):
+        assert {mil.type_name(y) for y in results if (tuple(y.shape[2:]) == (1, 1)) == one_pixel} == {kind}
     for op, _ in found:
         if op.op_type in ("greater", "greater_equal"):
             assert {mil.type_name(op.inputs[name]) for name in ("x", "y")} == {"fp32"}
@@ -72,6 +73,7 @@ def test_counting_the_budget_in_float16_would_break_the_promise(
     """Whole numbers above 2048 are not exact in float16: a grain of one MAC shows it at this size, too."""
     monkeypatch.setattr(Costs, "grain", 1)
     monkeypatch.setattr(coreml_adaptive, "_chooses", lambda op: False)
+    monkeypatch.setattr(coreml, "_has_one_pixel", lambda op: False)
     coreml_adaptive.build(parts(prior_chooser), tmp_path / "half.mlpackage", {})
     with pytest.raises(AssertionError, match=r"breaks the budget|is not PyTorch's path"):
         check_promises(coreml_adaptive.load(tmp_path / "half.mlpackage"), prior_chooser, STEPWISE, IMAGES, GATE)
