@@ -133,10 +133,10 @@ def show(trial: Trial, device: str) -> list[str]:
     return [line for _, line in sorted(found)]
 
 
-def compile_share(part: int, parts: int, device: str, only: str) -> None:
+def compile_share(part: int, parts: int, only: str) -> None:
     """Run every entry of this share once, so that its code is in Triton's cache."""
     count = 0
-    for trial in trials(device, False):
+    for trial in trials("cuda", False):
         for entry in dict.fromkeys((trial.used, *trial.entries)):
             count += 1
             if count % parts == part and trial.kernel.startswith(only):
@@ -160,7 +160,7 @@ def main() -> int:
         return 3
     if options.compile:
         part, parts = map(int, options.compile.split("/"))
-        compile_share(part, parts, "cuda", options.only)
+        compile_share(part, parts, options.only)
         return 0
     if options.processes > 1:
         shares = [f"{part}/{options.processes}" for part in range(options.processes)]
