@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from pam_mobile.model.prior import ColourPrior
 from pam_mobile.model.trunk import Decoder, Encoder, MattingNet
 from pam_mobile.train.losses import unknown_mask
+from pam_mobile.train.rounding import LEVELS, round_between
 
 from .artifact import Pair, Part
 from .scalars import lift_scalars
@@ -28,7 +29,6 @@ LIMIT = 0.002
 """Mean difference of alpha over the unknown pixels that the simulated quantisation may cause: half a level of 8 bits."""
 NEGLIGIBLE = 10
 """A convolution that alone causes less than one in so many parts of the limit is not worth keeping in float32."""
-LEVELS = 255
 HEAD = "head"
 
 
@@ -151,9 +151,7 @@ class Simulation:
         self.ranges[conv] = (min(low, float(args[0].min())), max(high, float(args[0].max())))
 
     def _round(self, conv: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        low, high = self.ranges[conv]
-        step = max(high - low, 1e-9) / LEVELS
-        return (((args[0] - low) / step).round().clamp(0, LEVELS) * step + low,)
+        return (round_between(args[0], *self.ranges[conv]),)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pam_kernels import Connect
@@ -42,6 +43,10 @@ def _round(module: nn.Module, given: Any, features: Tensor) -> Tensor:
 def round_to_steps(x: Tensor) -> Tensor:
     """x rounded to 255 equal steps between the smallest and the largest of its values and 0, of any shape and float dtype."""
     low, high = x.float().aminmax()
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    step = (high - low).clamp(min=1e-9) / LEVELS
-    return (((x.float() - low) / step).round() * step + low).to(x.dtype)
+    return round_between(x.float(), low.clamp(max=0), high.clamp(min=0)).to(x.dtype)
+
+
+def round_between(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """x rounded to the nearest of 255 equal steps from `low` to `high`. x: any shape, float32; low, high: scalars, low <= 0 <= high."""
+    step = torch.as_tensor(high - low).clamp(min=1e-9) / LEVELS
+    return ((x - low) / step).round().clamp(0, LEVELS) * step + low
