@@ -213,7 +213,17 @@ def test_eval_controls(pam: Any, run_folder: Path) -> None:
         assert "do not go with it" in answer.err
     assert "device 'tpu' is not known" in pam(*command, "--device", "tpu").err
     assert "has not learned to choose paths" in pam("eval", "--model", run_folder / "stage2", *rest).err
-    assert "give --model once" in pam(*command, "--model", run_folder / "stage2").err
+    assert "the same network twice" in pam(*command, "--model", run_folder).err
+
+
+def test_eval_controls_of_networks_of_several_seeds(pam: Any, run_folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_folder, tmp_path / "other")
+    rest = ("--data", "held-out", "--count", 2, "--size", 64, "--budgets", "90%", "--controls")
+    command = ("eval", "--model", run_folder, "--model", other, *rest)
+    document = pam(*command, "--json").json
+    assert list(document["networks"]) == [str(run_folder), str(other)]
+    assert [row["against_fixed"]["standard_error"] for row in document["over_networks"]] == [0.0] * 6
+    assert "mean over 2 networks" in pam(*command).out
 
 
 def test_doctor(pam: Any, monkeypatch: pytest.MonkeyPatch) -> None:

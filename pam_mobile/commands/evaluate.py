@@ -14,6 +14,7 @@ from .common import Result, split, verb
 
 if TYPE_CHECKING:
     from ..budget import Budget
+    from ..evaluate.controls import ControlRow
     from ..evaluate.images import ImageSet
 
 
@@ -79,21 +80,34 @@ def evaluate(
 def _controls(
     names: list[str], load: Callable[[], ImageSet], budgets: list[Budget], seed: int, device: str, reporter: Reporter
 ) -> Result:
+    from ..evaluate import controls, seeds
+
+    if len(set(names)) < len(names):
+        raise UsageError("--controls was given the same network twice", "name networks of different training seeds")
+    rate = [_controlled(name, budgets, seed, device, reporter) for name in names]
+    images = load()
+    tables = [of(images) for of in rate]
+    if len(names) == 1:
+        return Result(controls.to_json(images, tables[0]), controls.to_text(images, tables[0]))
+    return Result(seeds.to_json(images, names, tables), seeds.to_text(images, names, tables))
+
+
+def _controlled(
+    name: str, budgets: list[Budget], seed: int, device: str, reporter: Reporter
+) -> Callable[[ImageSet], list[ControlRow]]:
+    """A network that has learned to choose, ready to be compared; refused before the images are made."""
     from .. import checkpoint
-    from ..evaluate import controls
+    from ..evaluate.controls import controls
     from ..predict.matter import choose_device
     from ..train.pathprior import stored_prior
 
-    if len(names) != 1:
-        raise UsageError("--controls is about one network", "give --model once")
-    folder = checkpoint.find(names[0])
+    folder = checkpoint.find(name)
     found = checkpoint.load(folder)
     if not found.learned_paths:
-        raise UsageError(f"{names[0]} has not learned to choose paths", "train it with --stages 1,2,3")
+        raise UsageError(f"{name} has not learned to choose paths", "train it with --stages 1,2,3")
     found.supernet.to(choose_device(device))
-    prior, images = stored_prior(folder, found.preset, found.document), load()
-    rows = controls.controls(found, images, budgets, prior, seed, reporter)
-    return Result(controls.to_json(images, rows), controls.to_text(images, rows))
+    prior = stored_prior(folder, found.preset, found.document)
+    return lambda images: controls(found, images, budgets, prior, seed, reporter)
 
 
 def _images(data: str, numbers: dict[str, int], kinds: list[str], reporter: Reporter) -> ImageSet:
