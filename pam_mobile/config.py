@@ -167,6 +167,8 @@ class TrainConfig:
     precision: str = "auto"
     """`auto`, `fp32` or `bf16`: auto takes bf16 where the device computes in it natively."""
     weight_decay: float = 1e-6
+    magnitude_weight: float = 0.2
+    """Of the penalty on features that grow (train/magnitude.py); 0: none."""
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 50
     """Steps in which the learning rate rises."""
@@ -180,7 +182,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UsageError(f"precision={self.precision!r} is not known", "use auto, fp32 or bf16")
-        _require(self, "", shards=1, seed=0, validate_every=1, save_every=1, warmup=0, weight_decay=0)
+        _require(
+            self, "", shards=1, seed=0, validate_every=1, save_every=1, warmup=0, weight_decay=0, magnitude_weight=0
+        )
         for name, decay in (("ema", self.ema), *(("betas", beta) for beta in self.betas)):
             if not 0 <= decay < 1:
                 raise UsageError(f"{name}={decay} is no decay per step", "use 0 up to, but not including, 1")

@@ -40,6 +40,7 @@ from .batches import Batches
 from .interruption import Interruption
 from .log import RunLog
 from .losses import matting_loss
+from .magnitude import excess, magnitudes
 from .material import load_bank, require_same_bank
 from .pathlearning import PathLearning
 from .pathprior import PathPrior, estimate_prior
@@ -260,8 +261,11 @@ class Trainer:
         for shard in shards.mine():
             batch = self._batch(stage, step, shard)
             rounding = rounded(self.supernet) if self._rounds(stage, step) else nullcontext()
-            with rounding, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+            with rounding, magnitudes(self.supernet) as found, autocast:
                 losses = objective(self.supernet, batch, np.random.default_rng([self.config.seed, stage, step, shard]))
+            losses["magnitude"] = excess(found)
+            losses["loss"] = losses["loss"] + self.config.magnitude_weight * losses["magnitude"]
             names = list(losses)
             asked = [float(self.interruption.number == number) for number in (signal.SIGINT, signal.SIGTERM)]
             shards.add(losses["loss"], [*asked, len(batch.image), *losses.values()])

@@ -248,6 +248,17 @@ def test_every_stage_rounds_its_loss_as_configured(tmp_path: Path) -> None:
         assert objective.loss(alpha, data)["loss"] == matting_loss(alpha, data, smooth=smooth)["loss"]
 
 
+def test_features_that_grow_are_punished_by_the_weight_that_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "excess", lambda found: found[0].sum() * 0 + 3.0)
+    config = replace(TINY_RUN, stages=(1,), magnitude_weight=0.25)
+    Trainer(config, tmp_path / "run", Silent()).run()
+    for row in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
+        assert row["magnitude"] == 3.0
+        assert row["loss"] == pytest.approx(row["l1"] + row["composition"] + 0.1 * row["laplacian"] + 0.75, abs=1e-4)
+
+
 def test_training_beats_its_start_on_what_it_sees(tmp_path: Path) -> None:
     """Overfit one small bank: the network must improve on the prior it starts from."""
     config = replace(

@@ -1,0 +1,78 @@
+"""The penalty on features that grow: what it measures, when it is nothing, and that training against it makes features small."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pam_mobile.config import TrainConfig, override
+from pam_mobile.errors import UsageError
+from pam_mobile.model.presets import preset
+from pam_mobile.model.supernet import Supernet
+from pam_mobile.path import Path
+from pam_mobile.train.magnitude import LIMIT, excess, magnitudes
+
+IMAGE, TRIMAP = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.full((2, 1, 64, 64), 0.5)
+
+
+@pytest.fixture
+def network() -> Supernet:
+    """tiny, whose units make features much too large."""
+    torch.manual_seed(0)
+    found = Supernet(preset("tiny", prior=True)).train()
+    for unit in found.units:
+        for block in unit.blocks:
+            nn.init.normal_(block.project.weight, std=3.0)
+    return found
+
+
+def _sizes(network: Supernet, path: Path) -> list[Tensor]:
+    with magnitudes(network) as found:
+        network(IMAGE, TRIMAP, path=path)
+    return found
+
+
+def test_every_unit_is_measured_where_gradients_are_asked_for(network: Supernet) -> None:
+    run = Path.all_run(len(network.units))
+    seen: list[float] = []
+    hooks = [
+        unit.attention.register_forward_hook(lambda _, given, __: seen.append(float((given[0].detach() ** 2).mean())))
+        for unit in network.units
+    ]
+    found = _sizes(network, run)
+    assert [float(size.detach()) for size in found] == pytest.approx(seen)
+    assert len(found) == len(network.units)
+    assert max(seen) > (5 * LIMIT) ** 2
+    with torch.no_grad():
+        assert _sizes(network, run) == []
+    for hook in hooks:
+        hook.remove()
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_only_the_excess_counts_and_as_a_logarithm() -> None:
+    sizes = [torch.tensor(scale * LIMIT, requires_grad=True) for scale in (0.0, 1.0, 10.0, 1000.0)]
+    assert float(excess([size**2 for size in sizes]).detach()) == pytest.approx((log(10) + log(1000)) / 4)
+    small = excess([size**2 for size in sizes[:1]])
+    assert float(small.detach()) == 0
+    small.backward()
+    assert [float(size.grad) for size in sizes if size.grad is not None] == [0.0]  # not NaN where features are all zero
+
+
+def test_training_against_it_makes_features_small(network: Supernet) -> None:
+    run = Path.all_run(len(network.units))
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.1)
+    before = float(excess(_sizes(network, run)).detach())
+    for _ in range(25):
+        optimiser.zero_grad()
+        excess(_sizes(network, run)).backward()
+        optimiser.step()
+    assert float(excess(_sizes(network, run)).detach()) < 0.5 * before
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(UsageError, match="magnitude_weight"):
+        override(TrainConfig(), ["magnitude_weight=-1"])
