@@ -520,9 +520,9 @@ def test_an_interrupted_export_says_how_it_goes_on(pam: Any, tmp_path: Path, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pam_mobile.commands.export.export_checkpoint", interrupted)
-    answer = pam("export", "--model", "tiny-v0", "--out", tmp_path / "a b")
+    answer = pam("export", "--model", "tiny-v2", "--out", tmp_path / "a b")
     assert answer.code == 130
     assert answer.err.splitlines() == [
         "error: interrupted; nothing was published, what is complete is kept",
-        f"  continue: pam-mobile export --model tiny-v0 --out '{tmp_path}/a b'",
+        f"  continue: pam-mobile export --model tiny-v2 --out '{tmp_path}/a b'",
     ]

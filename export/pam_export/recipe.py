@@ -81,7 +81,7 @@ NOT_EXECUTED = "converted, not executed"
 INTERPRETED = f"{NOT_EXECUTED}: the saved MIL program was interpreted with torch, each result rounded to its type"
 LOWERED = f"{NOT_EXECUTED}: this platform has no such delegate"
 
-# Gates by measurement on the trained tiny-v0: docs/export.md has the figures.
+# Gates by measurement on the trained networks: docs/export.md has the figures.
 # A flat image without a trimap moves as a whole: there the mean is half of the largest difference (seen: 1.1e-5 and 2.0e-5).
 EXACT, HALF, COMPRESSED = Gate(1e-4, 3e-5), Gate(2e-3, 1e-3), Gate(None, 2e-2, sad=0.03)
 # Noise without a trimap is where int8 differs most (mean 0.04) and means least: the SAD on composites decides.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OPAQUE = ("hair", "fur", "leaves", "lace", "solid")
 """Smoke and glass take longer than this to learn (docs/findings.md)."""
 BUDGETS = ["80%", "90%", "100%"]
-START = "tiny-v0"
+START = "tiny-v2"
 """What is trained on: a small network, whatever `predict` takes."""
 SIZE = 512
 COMPOSITES, COMPOSITE_SIZE = 64, 384
