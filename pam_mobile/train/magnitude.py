@@ -14,28 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.ppm import PyramidPooling
 from ..model.selection import ChannelAttention
 
 LIMIT = 8.0
-"""Root mean square of the features that enter a unit, up to which nothing is asked of them."""
+"""Root mean square of the features that enter a unit or leave the pyramid pooling, up to which nothing is asked of them."""
 
 
 @contextmanager
 def magnitudes(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, every unit that runs with gradients adds the mean square of the features that enter it to the list."""
+    """Inside, every unit and pyramid that runs with gradients adds the mean square of its features to the list."""
     found: list[Tensor] = []
 
-    def note(module: nn.Module, given: tuple[Any, ...]) -> None:
+    def note(module: nn.Module, given: tuple[Any, ...], result: Tensor) -> None:
         if torch.is_grad_enabled():
-            found.append(given[0].float().square().mean())
+            features = result if isinstance(module, PyramidPooling) else given[0]
+            found.append(features.float().square().mean())
 
     with ExitStack() as stack:
         for module in network.modules():
-            if isinstance(module, ChannelAttention):
-                stack.callback(module.register_forward_pre_hook(note).remove)
+            if isinstance(module, ChannelAttention | PyramidPooling):
+                stack.callback(module.register_forward_hook(note).remove)
         yield found
 
 
 def excess(found: list[Tensor]) -> Tensor:
-    """Scalar: mean over units of the logarithm of how many times their features are too large; 0 if none are. found: mean squares."""
+    """Scalar: mean of the logarithm of how many times their features are too large; 0 if none are. found: mean squares."""
     return (torch.stack(found) / LIMIT**2).clamp(min=1).log().mean() / 2

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from pam_mobile.config import TrainConfig, override
 from pam_mobile.errors import UsageError
+from pam_mobile.model.ppm import PyramidPooling
 from pam_mobile.model.presets import preset
+from pam_mobile.model.selection import ChannelAttention
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
 from pam_mobile.train.magnitude import LIMIT, excess, magnitudes
@@ -35,22 +37,27 @@ def _sizes(network: Supernet, path: Path) -> list[Tensor]:
     return found
 
 
-def test_every_unit_is_measured_where_gradients_are_asked_for(network: Supernet) -> None:
+def test_every_unit_and_the_pyramid_are_measured_where_gradients_are_asked_for(network: Supernet) -> None:
     run = Path.all_run(len(network.units))
-    seen: list[float] = []
+    seen: dict[str, Tensor] = {}
     hooks = [
-        unit.attention.register_forward_hook(lambda _, given, __: seen.append(float((given[0].detach() ** 2).mean())))
-        for unit in network.units
+        module.register_forward_hook(
+            lambda _, given, result, name=name, place=place: seen.update({name: (given[0], result)[place]})
+        )
+        for place, kind in enumerate((ChannelAttention, PyramidPooling))
+        for name, module in network.net.named_modules()
+        if isinstance(module, kind)
     ]
     found = _sizes(network, run)
-    assert [float(size.detach()) for size in found] == pytest.approx(seen)
-    assert len(found) == len(network.units)
-    assert max(seen) > (5 * LIMIT) ** 2
+    expected = [float((features.detach() ** 2).mean()) for features in seen.values()]
+    assert [float(size.detach()) for size in found] == pytest.approx(expected)
+    assert len(found) == len(network.units) + network.preset.ppm
+    assert max(expected) > (5 * LIMIT) ** 2
     with torch.no_grad():
         assert _sizes(network, run) == []
     for hook in hooks:
         hook.remove()
-    assert not any(module._forward_pre_hooks for module in network.modules())
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_only_the_excess_counts_and_as_a_logarithm() -> None:
