@@ -25,8 +25,8 @@ from .scalars import lift_scalars
 
 PROBES = 3
 """Calibration images on which the loss is simulated."""
-LIMIT = 0.002
-"""Mean difference of alpha over the unknown pixels that the simulated quantisation may cause: half a level of 8 bits."""
+LIMIT = 0.004
+"""Mean difference of alpha over the unknown pixels that the simulated quantisation may cause: one level of 8 bits."""
 NEGLIGIBLE = 10
 """A convolution that alone causes less than one in so many parts of the limit is not worth keeping in float32."""
 HEAD = "head"
