@@ -25,7 +25,6 @@ from .quiet import quiet
 from .wrapper import ALPHA, IMAGE, TRIMAP
 
 SINGLE_OS, SHARED_OS = "iOS 16", "iOS 18"
-FLOAT32_CONVOLUTIONS = 2
 COMPRESSED_FROM = 2048
 """Weights with fewer elements stay float16."""
 SPEC, ITEMS = "Data/com.apple.CoreML/model.mlmodel", "Manifest.json"
@@ -55,10 +54,10 @@ def build(parts: Sequence[Part], path: FilePath, info: Info, compress: Compress 
 
 
 def convert(module: nn.Module, inputs: Pair, half: Select | None = None) -> Any:
-    """The Core ML model. half: selector of the operations that become float16, `behind_first_convolutions` if None."""
+    """The Core ML model. half: selector of the operations that become float16, `behind_first_convolution` if None."""
     # Not torch.jit.trace: it keeps sizes as tensors, on which the converter fails where the prior pads an odd size.
     program = torch.export.export(module, inputs).run_decompositions({})
-    return to_model(program, inputs, half or behind_first_convolutions())
+    return to_model(program, inputs, half or behind_first_convolution())
 
 
 def to_model(
@@ -104,21 +103,21 @@ def finish(path: FilePath, info: Info) -> dict[str, Any]:
     }
 
 
-def behind_first_convolutions() -> Select:
-    """Selector of the operations that may be float16: those behind two convolutions with kernels above 1, but for maps of one pixel.
+def behind_first_convolution() -> Select:
+    """Selector of the operations that may be float16: those behind a convolution with a kernel above 1, but for maps of one pixel.
 
     What lies before stays float32: the colour prior, which inverts 3x3 matrices and divides by small weights, and has 1x1
-    convolutions only; and the network's first convolutions, whose rounding would cause most of a matte's error. So do means
+    convolutions only; and the network's first convolution, whose rounded weights would cause most of a matte's error. So do means
     over all pixels and what is made of them: their rounding moves the whole image at once.
     """
-    known: dict[str, int] = {}
+    known: dict[str, bool] = {}
 
-    def depth(op: Any) -> int:
+    def behind(op: Any) -> bool:
         if op.name not in known:
-            known[op.name] = max((depth(parent) + _is_large_convolution(parent) for parent in _parents(op)), default=0)
+            known[op.name] = any(_is_large_convolution(parent) or behind(parent) for parent in _parents(op))
         return known[op.name]
 
-    return lambda op: depth(op) >= FLOAT32_CONVOLUTIONS and not _has_one_pixel(op)
+    return lambda op: behind(op) and not _has_one_pixel(op)
 
 
 def _has_one_pixel(op: Any) -> bool:

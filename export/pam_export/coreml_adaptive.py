@@ -37,7 +37,7 @@ def choosing_in_float32() -> coreml.Select:
 
     Heads standardise small differences of means, and float16 cannot count what is left of a budget.
     """
-    behind = coreml.behind_first_convolutions()
+    behind = coreml.behind_first_convolution()
 
     def select(op: Any) -> bool:
         return behind(op) and not _chooses(op)
