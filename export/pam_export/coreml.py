@@ -25,6 +25,8 @@ from .quiet import quiet
 from .wrapper import ALPHA, IMAGE, TRIMAP
 
 SINGLE_OS, SHARED_OS = "iOS 16", "iOS 18"
+FIRST, LAST = 1, 2
+"""Large convolutions at the beginning and at the end that stay float32."""
 COMPRESSED_FROM = 2048
 """Weights with fewer elements stay float16."""
 SPEC, ITEMS = "Data/com.apple.CoreML/model.mlmodel", "Manifest.json"
@@ -54,10 +56,10 @@ def build(parts: Sequence[Part], path: FilePath, info: Info, compress: Compress 
 
 
 def convert(module: nn.Module, inputs: Pair, half: Select | None = None) -> Any:
-    """The Core ML model. half: selector of the operations that become float16, `behind_first_convolution` if None."""
+    """The Core ML model. half: selector of the operations that become float16, `between_convolutions` if None."""
     # Not torch.jit.trace: it keeps sizes as tensors, on which the converter fails where the prior pads an odd size.
     program = torch.export.export(module, inputs).run_decompositions({})
-    return to_model(program, inputs, half or behind_first_convolution())
+    return to_model(program, inputs, half or between_convolutions())
 
 
 def to_model(
@@ -103,21 +105,30 @@ def finish(path: FilePath, info: Info) -> dict[str, Any]:
     }
 
 
-def behind_first_convolution() -> Select:
-    """Selector of the operations that may be float16: those behind a convolution with a kernel above 1, but for maps of one pixel.
+def between_convolutions() -> Select:
+    """Selector of the operations that may be float16: those behind the first convolution with a kernel above 1 and before the last
+    two, but for maps of one pixel.
 
     What lies before stays float32: the colour prior, which inverts 3x3 matrices and divides by small weights, and has 1x1
-    convolutions only; and the network's first convolution, whose rounded weights would cause most of a matte's error. So do means
-    over all pixels and what is made of them: their rounding moves the whole image at once.
+    convolutions only; and the network's first convolution, whose rounded weights would cause most of a matte's error. What lies
+    behind goes into alpha as it is rounded. Means over all pixels and what is made of them move the whole image at once.
     """
-    known: dict[str, bool] = {}
+    before: dict[str, int] = {}
+    after: dict[str, int] = {}
 
-    def behind(op: Any) -> bool:
-        if op.name not in known:
-            known[op.name] = any(_is_large_convolution(parent) or behind(parent) for parent in _parents(op))
-        return known[op.name]
+    def passed(op: Any) -> int:
+        if op.name not in before:
+            before[op.name] = max(
+                (passed(parent) + _is_large_convolution(parent) for parent in _parents(op)), default=0
+            )
+        return before[op.name]
 
-    return lambda op: behind(op) and not _has_one_pixel(op)
+    def ahead(op: Any) -> int:
+        if op.name not in after:
+            after[op.name] = max((ahead(child) + _is_large_convolution(child) for child in _children(op)), default=0)
+        return after[op.name]
+
+    return lambda op: passed(op) >= FIRST and ahead(op) >= LAST and not _has_one_pixel(op)
 
 
 def _has_one_pixel(op: Any) -> bool:
@@ -126,6 +137,13 @@ def _has_one_pixel(op: Any) -> bool:
 
 def _is_large_convolution(op: Any) -> bool:
     return op.op_type == "conv" and max(op.inputs["weight"].shape[2:]) > 1
+
+
+def _children(op: Any) -> list[Any]:
+    """What reads the results of an operation; what a branch ends with, its condition hands on."""
+    block, results = op.enclosing_block, op.outputs
+    handed = [block.outer_op] if block.outer_op and any(value in block.outputs for value in results) else []
+    return [child for value in results for child in value.child_ops] + handed
 
 
 def _parents(op: Any) -> list[Any]:

@@ -37,10 +37,10 @@ def choosing_in_float32() -> coreml.Select:
 
     Heads standardise small differences of means, and float16 cannot count what is left of a budget.
     """
-    behind = coreml.behind_first_convolution()
+    between = coreml.between_convolutions()
 
     def select(op: Any) -> bool:
-        return behind(op) and not _chooses(op)
+        return between(op) and not _chooses(op)
 
     return select
 
