@@ -40,10 +40,12 @@ class Request:
 
     method: name of a part; of an adaptive artifact the way the path is chosen, `planned` or `stepwise`.
     macs: the budget at the artifact's size; adaptive only.
+    path: the path that then runs whatever was chosen, "" for the chosen one; only where a host runs the network's pieces.
     """
 
     method: str = FORWARD
     macs: int = 0
+    path: str = ""
 
 
 def request_of(method: Mapping[str, Any]) -> Request:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path as FilePath
 from typing import IO, Any
 
@@ -38,11 +38,12 @@ COUNTS = FilePath(__file__).resolve().parents[1] / "results" / "arm64.csv"
 
 @dataclass(frozen=True)
 class Subject:
-    """One method of one artifact of the manifest of `folder`."""
+    """One method of one artifact of the manifest of `folder`. told: the path that it is told to run, "" for its own."""
 
     folder: FilePath
     artifact: Mapping[str, Any]
     method: Mapping[str, Any]
+    told: str = ""
 
     @property
     def executed(self) -> bool:
@@ -59,7 +60,7 @@ class Subject:
         return {
             "key": recipe_of(self.artifact).key,
             "file": str(self.folder / self.artifact["name"]),
-            "request": asdict(request_of(self.method)),
+            "request": asdict(replace(request_of(self.method), path=self.told)),
             "golden": str(self.folder / golden["file"]),
             "alpha": golden["alpha"],
         }
@@ -67,11 +68,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Cost:
-    """ms: of every run after the warm-up; path: the one that ran; peak: bytes above what the runtime alone takes, if known."""
+    """ms: of every run after the warm-up; path: the one that ran; peak: bytes above what the runtime alone takes, if known.
+
+    fixed_ms, fixed_path: the same of an adaptive artifact that chooses and is then told to run the path of the fixed artifact
+    of its budget. A chosen path is seldom one that a fixed artifact has, and only on the same path do their times compare.
+    """
 
     ms: tuple[float, ...]
     path: str
     peak: int | None
+    fixed_ms: tuple[float, ...] = ()
+    fixed_path: str = ""
 
 
 def bench_folder(
@@ -92,8 +99,11 @@ def bench_folder(
         recipe_of(subject.artifact).require()
     busy = os.getloadavg()[0]
     peaks = _peaks(timed, threads, reporter)
-    times = _times(timed, threads, runs, reporter)
-    costs = {s.name: Cost(tuple(ms), path, peak) for s, (ms, path), peak in zip(timed, times, peaks, strict=True)}
+    told = [twin for subject in timed if (twin := told_fixed_path(subject, subjects))]
+    times = _times([*timed, *told], threads, runs, reporter)
+    costs = {s.name: Cost(*time, peak) for s, time, peak in zip(timed, times, peaks, strict=False)}
+    for subject, time in zip(told, times[len(timed) :], strict=True):
+        costs[subject.name] = replace(costs[subject.name], fixed_ms=time[0], fixed_path=time[1])
     known = read_counts(counts)
     facts = _environment(content, threads, runs, busy)
     return [row | facts for row in with_ratios([row_of(s, costs.get(s.name), known) for s in subjects])]
@@ -109,6 +119,18 @@ def read_counts(path: FilePath) -> list[Row]:
     return rows
 
 
+def told_fixed_path(subject: Subject, subjects: Sequence[Subject]) -> Subject | None:
+    """The same subject, told to run the path of the fixed artifact of its budget; None if there is none, or it cannot be told."""
+    if not recipe_of(subject.artifact).hosted:
+        return None
+
+    def kind(item: Subject) -> tuple[Any, ...]:
+        return item.artifact["target"], item.artifact["precision"], item.method["height"], item.method["budget"]["text"]
+
+    fixed = [s for s in subjects if s.artifact["form"] == SINGLE and kind(s) == kind(subject)]
+    return replace(subject, told=fixed[0].method["path"]) if fixed else None
+
+
 def _peaks(subjects: Sequence[Subject], threads: int, reporter: Reporter) -> list[int | None]:
     peaks = []
     with reporter.progress("memory, a fresh process each", len(subjects)) as advance:
@@ -121,7 +143,9 @@ def _peaks(subjects: Sequence[Subject], threads: int, reporter: Reporter) -> lis
     return peaks
 
 
-def _times(subjects: Sequence[Subject], threads: int, runs: int, reporter: Reporter) -> list[tuple[list[float], str]]:
+def _times(
+    subjects: Sequence[Subject], threads: int, runs: int, reporter: Reporter
+) -> list[tuple[tuple[float, ...], str]]:
     """Per subject the milliseconds of every run after the warm-up, and the path."""
     turns: list[list[dict[str, Any]]] = []
     with ExitStack() as stack, reporter.progress("time, in turns", WARM_UP + runs) as advance:
@@ -131,7 +155,7 @@ def _times(subjects: Sequence[Subject], threads: int, runs: int, reporter: Repor
             turns.append([children[subject.artifact["target"]](subject) for subject in subjects])
             advance()
     counted = turns[WARM_UP:]
-    return [([turn[i]["ms"] for turn in counted], counted[0][i]["path"]) for i in range(len(subjects))]
+    return [(tuple(turn[i]["ms"] for turn in counted), counted[0][i]["path"]) for i in range(len(subjects))]
 
 
 def judge(subject: Subject, answer: Mapping[str, Any]) -> None:
@@ -204,12 +228,16 @@ def row_of(subject: Subject, cost: Cost | None, known: Sequence[Row]) -> Row:
         "file_mb": round(sum(file["bytes"] for file in artifact["files"]) / 1e6, 3),
         "ms_p50": "",
         "ms_p90": "",
+        "fixed_path": "",
+        "fixed_path_ms": "",
         "peak_mb": "",
         "note": "" if cost else NOT_EXECUTED,
     }
     if cost:
         row |= {"ms_p50": round(statistics.median(cost.ms), 3), "ms_p90": round(percentile(cost.ms, 90), 3)}
         row["peak_mb"] = "" if cost.peak is None else round(cost.peak / 1e6, 1)
+        if cost.fixed_ms:
+            row |= {"fixed_path": cost.fixed_path, "fixed_path_ms": round(statistics.median(cost.fixed_ms), 3)}
     return row | _elsewhere(subject, known)
 
 
@@ -241,7 +269,7 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
 
 
 def _ratios(row: Row, rows: Sequence[Row]) -> Row:
-    """Time and MACs against the largest budget of the same kind, and time against float32 and against the fixed path."""
+    """Time and MACs against the largest budget of the same kind, and time against float32 and the artifact of the same path."""
 
     def alike(*columns: str, **other: object) -> list[Row]:
         return [r for r in rows if all(r[c] == row[c] for c in columns) and all(r[k] == v for k, v in other.items())]
@@ -249,17 +277,18 @@ def _ratios(row: Row, rows: Sequence[Row]) -> Row:
     kind = ["target", "form", "precision", "size"] + (["method"] if row["form"] == ADAPTIVE else [])
     largest = max(alike(*kind), key=lambda r: int(r["macs"]))
     fp32 = alike("target", "form", "size", "budget", "path", precision="fp32")
-    single = alike("target", "precision", "size", "path", form=SINGLE) if row["form"] == ADAPTIVE else []
+    path, ms = (row["fixed_path"], row["fixed_path_ms"]) if row["fixed_path"] else (row["path"], row["ms_p50"])
+    single = alike("target", "precision", "size", form=SINGLE, path=path) if row["form"] == ADAPTIVE else []
     return {
         "macs_vs_largest": round(row["macs"] / largest["macs"], 3),
-        "ms_vs_largest": _ratio(row, largest),
-        "ms_vs_fp32": _ratio(row, fp32[0]) if fp32 and row["precision"] != "fp32" else "",
-        "ms_vs_single": _ratio(row, single[0]) if single else "",
+        "ms_vs_largest": _ratio(row["ms_p50"], largest),
+        "ms_vs_fp32": _ratio(row["ms_p50"], fp32[0]) if fp32 and row["precision"] != "fp32" else "",
+        "ms_vs_single": _ratio(ms, single[0]) if single else "",
     }
 
 
-def _ratio(row: Row, other: Row) -> float | str:
-    return round(row["ms_p50"] / other["ms_p50"], 3) if row["ms_p50"] and other["ms_p50"] else ""
+def _ratio(ms: float | str, other: Row) -> float | str:
+    return round(float(ms) / other["ms_p50"], 3) if ms and other["ms_p50"] else ""
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

@@ -82,15 +82,24 @@ def load(path: FilePath) -> Runner:
         decide = (
             _planned(costs, request.macs, call) if request.method == PLANNED else _stepwise(costs, request.macs, call)
         )
+        told = _told(request.path, units)
         values, bits = [*floats(image, trimap)], []
         values += call(BEGIN, *(values[number] for number in wiring[0]))
         for unit, numbers in enumerate(wiring[1:]):
             taken = [values[number] for number in numbers]
-            bits.append(decide(unit, taken[0], position))
+            chosen = decide(unit, taken[0], position)
+            bits.append(chosen if told is None else told[unit])
             values += call(f"{'run' if bits[-1] else 'bypass'}_{unit}", *taken)
         return Answer(values[-1], Path(tuple(bits)))
 
     return run
+
+
+def _told(path: str, units: int) -> tuple[bool, ...] | None:
+    """The decisions of a path that runs whatever was chosen; None if there is no such path."""
+    if path and len(path) != units:
+        raise ValueError(f"this artifact wants a path of {units} units, not {path}")
+    return Path.parse(path).bits if path else None
 
 
 Call = Callable[..., list[Tensor]]

@@ -55,6 +55,8 @@ class Recipe:
     facts: Facts
     selection: tuple[str, ...] = ()
     """The ways in which an adaptive artifact can choose its path."""
+    hosted: bool = False
+    """Whether a host runs its pieces, which can be told another path than the chosen one."""
     calibrated: bool = False
     """Whether building it needs calibration images."""
 
@@ -150,7 +152,7 @@ ROWS = (
     _int8(form=SINGLE),
     _exact(form=SHARED, build=executorch.build),
     _int8(form=SHARED),
-    _exact(**_choosing(executorch_adaptive)),
+    _exact(**_choosing(executorch_adaptive), hosted=True),
     _exact(target="executorch-cond", suffix="cond.pte", **_choosing(executorch_cond)),
     _half(form=SINGLE, build=coreml.build),
     _linear8(form=SINGLE),

@@ -109,11 +109,10 @@ def test_a_pte_says_what_a_host_must_know(pte: FilePath, chooser: Supernet) -> N
     assert wiring == [text(piece.inputs) for piece in Adaptive(chooser, SIZE).pieces()]
 
 
-@pytest.mark.parametrize(("way", "calls"), [(PLANNED, 1 + 1 + 3), (STEPWISE, 1 + 3 + 3)])
-def test_only_what_runs_is_loaded(
-    way: str, calls: int, pte: FilePath, chooser: Supernet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods that programs opened from now on are asked to load."""
+    names: list[str] = []
     opened = executorch.open_program
 
     class Spy:
@@ -124,16 +123,38 @@ def test_only_what_runs_is_loaded(
             return getattr(self.program, name)
 
         def load_method(self, name: str) -> Any:
-            asked.append(name)
+            names.append(name)
             return self.program.load_method(name)
 
     monkeypatch.setattr(executorch, "open_program", Spy)
+    return names
+
+
+@pytest.mark.parametrize(("way", "calls"), [(PLANNED, 1 + 1 + 3), (STEPWISE, 1 + 3 + 3)])
+def test_only_what_runs_is_loaded(way: str, calls: int, pte: FilePath, chooser: Supernet, asked: list[str]) -> None:
     run, costs = executorch_adaptive.load(pte), Costs.of(chooser, SIZE)
     asked.clear()
     answer = run(IMAGES[0].image, IMAGES[0].trimap, Request(way, costs.smallest + max(costs.planning, costs.selection)))
     assert answer.path == Path.all_bypass(3)
     assert len(asked) == calls
     assert not any(name.startswith("run") for name in asked)
+
+
+@pytest.mark.parametrize(("way", "heads"), [(PLANNED, ["plan"]), (STEPWISE, ["select_0", "select_1", "select_2"])])
+def test_a_host_told_a_path_asks_the_heads_and_runs_that_path(
+    way: str, heads: list[str], pte: FilePath, chooser: Supernet, asked: list[str]
+) -> None:
+    run, (image, trimap) = executorch_adaptive.load(pte), (IMAGES[0].image, IMAGES[0].trimap)
+    chosen = run(image, trimap, Request(way, 10**9)).path
+    assert chosen is not None
+    for path in (chosen.flip(0), chosen.flip(2), Path.all_bypass(3)):
+        asked.clear()
+        told = run(image, trimap, Request(way, 10**9, str(path)))
+        assert told.path == path
+        assert [name for name in asked if name in heads] == heads
+        torch.testing.assert_close(told.alpha, chooser(*IMAGES[0].inputs(), path=path), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="a path of 3 units"):
+        run(image, trimap, Request(way, 10**9, "01"))
 
 
 def test_an_image_in_another_memory_format_is_read_right(pte: FilePath) -> None:

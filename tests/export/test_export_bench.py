@@ -132,6 +132,32 @@ def test_a_chosen_path_stands_beside_the_artifact_of_that_path() -> None:
     )
     assert (adaptive["path"], adaptive["ms_vs_single"]) == ("110", 1.25)
     assert other["ms_vs_single"] == fixed["ms_vs_single"] == ""
+    assert {row["fixed_path"] for row in (fixed, adaptive, other)} == {""}
+
+
+def test_a_host_that_was_told_the_fixed_path_is_compared_on_that_path() -> None:
+    told = bench.Cost((7.0,), "111", None, fixed_ms=(4.0, 4.4, 9.0), fixed_path="110")
+    _, wrong, adaptive = rows(
+        (subject("fixed", 6, 60), cost(4.0)),
+        (subject("wrong", 7, 90), cost(6.0)),
+        (subject("adaptive", 7, 60, form="adaptive"), told),
+    )
+    assert (adaptive["path"], adaptive["ms_p50"]) == ("111", 7.0)
+    assert (adaptive["fixed_path"], adaptive["fixed_path_ms"], adaptive["ms_vs_single"]) == ("110", 4.4, 1.1)
+    assert wrong["ms_vs_single"] == ""
+
+
+def test_only_a_host_is_told_the_path_of_the_fixed_artifact_of_its_budget() -> None:
+    fixed, adaptive = subject("fixed", 6, 60), subject("adaptive", 7, 60, form="adaptive")
+    told = bench.told_fixed_path(adaptive, [adaptive, subject("other", 5, 50), fixed])
+    assert told is not None
+    assert (told.told, told.name) == ("110", adaptive.name)
+    assert bench.told_fixed_path(adaptive, [adaptive, subject("other", 5, 50)]) is None
+    assert bench.told_fixed_path(fixed, [fixed, adaptive]) is None
+    script = [
+        subject(name, 6, 60, form=form, target="torchscript") for name, form in (("a", "adaptive"), ("f", "single"))
+    ]
+    assert bench.told_fixed_path(script[0], script) is None
 
 
 def test_what_only_converts_has_no_times() -> None:
