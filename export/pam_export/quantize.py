@@ -2,14 +2,15 @@
 
 Not all of a matting network stands it. The colour prior inverts matrices, the masks of known pixels must be exact, and a last
 convolution in int8 would give the matte steps: these stay float32. Of the rest, those convolutions stay float32 that hurt the
-matte most, until the loss is small: found by measuring units and levels one by one, and then the convolutions of the worst.
+matte most, until the loss is small: found by measuring units and levels one by one, and then the convolutions of the worst. So do
+concatenations whose common scale hurts (concatenations.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from pam_mobile.model.trunk import Decoder, Encoder, MattingNet
 from pam_mobile.train.losses import unknown_mask
 from pam_mobile.train.rounding import LEVELS, round_between
 
+from . import concatenations
 from .artifact import Pair, Part
 from .scalars import lift_scalars
 
@@ -28,15 +30,15 @@ PROBES = 3
 LIMIT = 0.004
 """Mean difference of alpha over the unknown pixels that the simulated quantisation may cause: one level of 8 bits."""
 NEGLIGIBLE = 10
-"""A convolution that alone causes less than one in so many parts of the limit is not worth keeping in float32."""
+"""A layer that alone causes less than one in so many parts of the limit is not worth keeping in float32."""
 HEAD = "head"
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """losses: what rounding a unit, a level or a convolution alone does to alpha, the mean difference over the unknown pixels.
+    """losses: what rounding a unit, a level or a layer alone does to alpha, the mean difference over the unknown pixels.
 
-    floats: the convolutions that have to stay float32; loss: what rounding all others together does.
+    floats: the layers that have to stay float32; loss: what rounding all other convolutions together does.
     """
 
     losses: Mapping[str, float]
@@ -61,11 +63,18 @@ def quantise(module: nn.Module, inputs: Pair, calibration: Sequence[Pair], limit
     fixed = tuple(always_float(module))
     program = torch.export.export(module, inputs)
     program = torch.export.export(lift_scalars(program.module(check_guards=False)), inputs)
+    graph = program.module(check_guards=False)
     keep = stays_float({*fixed, *found.floats}, _own_operations(module))
-    prepared = prepare_pt2e(program.module(check_guards=False), _quantizer(keep))
+    rest = {node for node in graph.graph.nodes if not keep(node)}
+    joins = concatenations.losses(graph, calibration[:PROBES], rest)
+    apart = [join for join in joins if join.loss > limit]
+    nodes = {join.node for join in apart}
+    prepared = prepare_pt2e(graph, _quantizer(lambda node: keep(node) or node in nodes))
     for pair in calibration:
         prepared(*pair)
-    return Quantised(convert_pt2e(prepared), fixed, found)
+    losses = {**found.losses, **{join.name: join.loss for join in joins}}
+    floats = (*found.floats, *(join.name for join in apart))
+    return Quantised(convert_pt2e(prepared), fixed, replace(found, floats=floats, losses=losses))
 
 
 def report(parts: Sequence[Part], quantised: Sequence[Quantised]) -> dict[str, Any]:

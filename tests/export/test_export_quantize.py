@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pam_export import executorch, quantize
+from pam_export import concatenations, executorch, quantize
 from pam_export.artifact import FORWARD, Part
 from pam_export.parity import Gate as ParityGate
 from pam_export.parity import cases, compare, reference
@@ -25,6 +25,7 @@ from pam_mobile.path import Path
 
 PATH = Path.parse("011")
 LAST, SPOILT = "network.net.decoder.head", "network.net.decoder.units8.0.1.0.depthwise"
+JOIN, CROWD = "concatenation before network.net.decoder.squeeze8.0", 50
 
 
 def prepared(supernet: Supernet) -> nn.Module:
@@ -125,6 +126,49 @@ def test_a_layer_that_does_not_stand_it_is_found_and_kept(supernet: Supernet) ->
     assert good.floats == careless.floats == ()
     assert bad.floats == (SPOILT,)
     assert max(good.loss, bad.loss) <= limit < careless.loss
+
+
+@torch.no_grad()
+def crowd(module: nn.Module) -> nn.Module:
+    """Make what the decoder joins with a skip many times larger, and the weights that read it smaller by that.
+
+    float32 does not mind. In int8 the skip takes that tensor's scale, and with it the encoder behind the skip.
+    """
+    before, after = (module.get_submodule(f"network.net.decoder.{name}.0") for name in ("squeeze16", "squeeze8"))
+    skipped = module.get_submodule("network.net.decoder.units16")
+    assert len(skipped) == 0, "units would see the larger features"
+    assert isinstance(before, nn.Conv2d)
+    assert isinstance(after, nn.Conv2d)
+    assert before.bias is not None
+    before.weight *= CROWD
+    before.bias *= CROWD
+    after.weight[:, : before.out_channels] /= CROWD
+    return module
+
+
+@torch.no_grad()
+def rounding_loss(module: nn.Module, limit: float) -> tuple[float, quantize.Quantised]:
+    """The mean difference of alpha that the quantised graph makes."""
+    inputs = pairs()
+    with quiet("quantising"):
+        found = quantize.quantise(module, inputs[0], inputs, limit)
+        differences = [(found.graph(*pair)[0] - module(*pair)[0]).abs().mean() for pair in inputs]
+    return float(torch.stack(differences).mean()), found
+
+
+def test_a_concatenation_whose_scale_ruins_a_skip_stays_float(
+    supernet: Supernet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 0.01
+    plain, untouched = rounding_loss(prepared(supernet), limit)
+    kept, crowded = rounding_loss(crowd(prepared(supernet)), limit)
+    assert JOIN in untouched.sensitivity.losses
+    assert untouched.sensitivity.floats == ()
+    assert JOIN in crowded.sensitivity.floats
+    monkeypatch.setattr(concatenations, "losses", lambda *given: [])
+    joined, _ = rounding_loss(crowd(prepared(supernet)), limit)
+    assert kept < 1.5 * plain
+    assert joined > 3 * kept
 
 
 def test_the_simulation_leaves_the_network_as_it_was(supernet: Supernet) -> None:
