@@ -1,7 +1,7 @@
 """Training for int8: features are rounded to 8 bits where an int8 artifact rounds them, and gradients pass as if they were not.
 
 Without it a network may come to depend on differences far below such a step: a depthwise kernel that cancels all but a thousandth
-of its input, amplified a hundred times by batch norm, costs nothing in float32 and everything in int8 (docs/findings.md).
+of its input, amplified a hundred times by batch norm, costs nothing in float32. How much it matters: docs/findings.md.
 """
 
 from __future__ import annotations
