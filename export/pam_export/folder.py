@@ -86,7 +86,6 @@ def _entry(proof: Proof, folder: FilePath) -> dict[str, Any]:
             "cases": len(cases(p.sizes[0])),
             "max_abs": parity and parity.max_abs,
             "mean_abs": parity and parity.mean_abs,
-            "blank_mean_abs": parity and parity.blank if gate.sad is not None else None,
             "sad_change": proof.sad_change,
             "gate": {"max_abs": gate.max_abs, "mean_abs": gate.mean_abs, "sad_change": gate.sad},
         },

@@ -26,7 +26,7 @@ class Gate:
     """What is still equal: the largest difference of a pixel, and the largest mean difference of an image.
 
     sad: for compressed networks, by how much (as a share) the SAD on held-out composites may exceed the network's. Their
-    largest difference of a pixel is then free (max_abs None), and blank inputs only have to be answered with a finite alpha.
+    largest difference of a pixel is then free (max_abs None).
     """
 
     max_abs: float | None
@@ -42,11 +42,6 @@ class Case:
     image: Tensor
     trimap: Tensor
 
-    @property
-    def blank(self) -> bool:
-        """Whether it says nothing: without a known pixel a flat image has no alpha, and rounding tips what a network makes of it."""
-        return bool((self.trimap == UNKNOWN).all() and (self.image == self.image[..., :1, :1]).all())
-
     def inputs(self) -> Pair:
         """The float tensors that the PyTorch network takes."""
         return floats(self.image, self.trimap)
@@ -54,20 +49,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Parity:
-    """The outcome of a comparison; differences are infinite where shapes or finiteness differ.
-
-    blank: the largest mean difference of the blank inputs of a compressed network, which are not in the others.
-    """
+    """The outcome of a comparison; differences are infinite where shapes or finiteness differ."""
 
     max_abs: float
     mean_abs: float
     gate: Gate
-    blank: float = 0.0
 
     @property
     def passed(self) -> bool:
-        single = self.gate.max_abs is None or self.max_abs <= self.gate.max_abs
-        return single and self.mean_abs <= self.gate.mean_abs and self.blank <= 1
+        return self.mean_abs <= self.gate.mean_abs and (self.gate.max_abs is None or self.max_abs <= self.gate.max_abs)
 
     def __str__(self) -> str:
         most = "" if self.gate.max_abs is None else f" (gate {self.gate.max_abs:.0e})"
@@ -101,22 +91,15 @@ def reference(module: nn.Module, inputs: Sequence[Case]) -> list[Tensor]:
     return [module(*case.inputs()) for case in inputs]
 
 
-def compare(expected: Sequence[Tensor], got: Sequence[Tensor], gate: Gate, inputs: Sequence[Case] = ()) -> Parity:
-    """The worst differences over all images. inputs: tell which are blank; without them none is.
-
-    Raises ValueError if their numbers differ.
-    """
-    blank = [gate.sad is not None and case.blank for case in inputs] or [False] * len(expected)
+def compare(expected: Sequence[Tensor], got: Sequence[Tensor], gate: Gate) -> Parity:
+    """The worst differences over all images. Raises ValueError if their number differs."""
     pairs = [_difference(a, b) for a, b in zip(expected, got, strict=True)]
-    judged = [pair for pair, aside in zip(pairs, blank, strict=True) if not aside]
-    others = [mean for (_, mean), aside in zip(pairs, blank, strict=True) if aside]
-    return Parity(max(p[0] for p in judged), max(p[1] for p in judged), gate, max(others, default=0.0))
+    return Parity(max(p[0] for p in pairs), max(p[1] for p in pairs), gate)
 
 
 def worst(parities: Sequence[Parity]) -> Parity:
     """The worst of several comparisons under one gate."""
-    max_abs, mean_abs, blank = (max(getattr(p, name) for p in parities) for name in ("max_abs", "mean_abs", "blank"))
-    return Parity(max_abs, mean_abs, parities[0].gate, blank)
+    return Parity(max(p.max_abs for p in parities), max(p.mean_abs for p in parities), parities[0].gate)
 
 
 def _difference(expected: Tensor, got: Tensor) -> tuple[float, float]:
