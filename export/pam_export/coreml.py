@@ -105,9 +105,9 @@ def finish(path: FilePath, info: Info) -> dict[str, Any]:
     }
 
 
-def between_convolutions() -> Select:
-    """Selector of the operations that may be float16: those behind the first convolution with a kernel above 1 and before the last
-    two, but for maps of one pixel.
+def between_convolutions(first: int = FIRST, last: int = LAST) -> Select:
+    """Selector of the operations that may be float16: those behind the `first` convolutions with a kernel above 1 and before the
+    `last`, but for maps of one pixel.
 
     What lies before stays float32: the colour prior, which inverts 3x3 matrices and divides by small weights, and has 1x1
     convolutions only; and the network's first convolution, whose rounded weights would cause most of a matte's error. What lies
@@ -128,7 +128,7 @@ def between_convolutions() -> Select:
             after[op.name] = max((ahead(child) + _is_large_convolution(child) for child in _children(op)), default=0)
         return after[op.name]
 
-    return lambda op: passed(op) >= FIRST and ahead(op) >= LAST and not _has_one_pixel(op)
+    return lambda op: passed(op) >= first and ahead(op) >= last and not _has_one_pixel(op)
 
 
 def _has_one_pixel(op: Any) -> bool:

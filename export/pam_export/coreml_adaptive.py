@@ -18,6 +18,8 @@ from .scripted import PATH, POSITION, SPARE, Switch, numbers, path_of, script
 from .wrapper import ALPHA, IMAGE, TRIMAP
 
 WAYS = (STEPWISE,)
+FIRST, LAST = 2, 3
+"""One large convolution more at either end than on a fixed path: some of its many paths are less lucky in float16."""
 
 
 def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
@@ -33,11 +35,12 @@ def build(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, Any]:
 
 
 def choosing_in_float32() -> coreml.Select:
-    """Selector of the operations that may be float16: as of a fixed path, but for what chooses the branches.
+    """Selector of the operations that may be float16: as of a fixed path, but for more at both ends and for what
+    chooses the branches.
 
     Heads standardise small differences of means, and float16 cannot count what is left of a budget.
     """
-    between = coreml.between_convolutions()
+    between = coreml.between_convolutions(FIRST, LAST)
 
     def select(op: Any) -> bool:
         return between(op) and not _chooses(op)
