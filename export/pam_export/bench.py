@@ -101,8 +101,9 @@ def bench_folder(
     peaks = _peaks(timed, threads, reporter)
     told = [twin for subject in timed if (twin := told_fixed_path(subject, subjects))]
     times = _times([*timed, *told], threads, runs, reporter)
-    costs = {s.name: Cost(*time, peak) for s, time, peak in zip(timed, times, peaks, strict=False)}
-    for subject, time in zip(told, times[len(timed) :], strict=True):
+    own, twins = times[: len(timed)], times[len(timed) :]
+    costs = {s.name: Cost(*time, peak) for s, time, peak in zip(timed, own, peaks, strict=True)}
+    for subject, time in zip(told, twins, strict=True):
         costs[subject.name] = replace(costs[subject.name], fixed_ms=time[0], fixed_path=time[1])
     known = read_counts(counts)
     facts = _environment(content, threads, runs, busy)

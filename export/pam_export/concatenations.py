@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pam_mobile.train.losses import unknown_mask
 from pam_mobile.train.rounding import round_between
 
 from .artifact import Pair
+from .parity import unknown_difference
 
 Range = tuple[float, float]
 
@@ -36,14 +36,12 @@ def losses(graph: fx.GraphModule, pairs: Sequence[Pair], quantised: Collection[f
     nodes = [node for node in graph.graph.nodes if node in quantised and node.target == torch.ops.aten.cat.default]
     runs = [_Run(graph, {part for node in nodes for part in node.all_input_nodes}, {}) for _ in pairs]
     expected = [run.alpha(pair) for run, pair in zip(runs, pairs, strict=True)]
-    unknown = [unknown_mask(trimap) for _, trimap in pairs]
-    pixels = max(1.0, sum(float(mask.sum()) for mask in unknown))
 
     def loss(parts: Sequence[fx.Node]) -> float:
         ends = [run.ranges[part] for run in runs for part in parts]
         scale = min(0.0, *(low for low, _ in ends)), max(0.0, *(high for _, high in ends))
         got = [_Run(graph, (), dict.fromkeys(parts, scale)).alpha(pair) for pair in pairs]
-        return sum(float(((a - b).abs() * u).sum()) for a, b, u in zip(got, expected, unknown, strict=True)) / pixels
+        return unknown_difference(expected, got, pairs)
 
     return [Join(node, _name(node), loss(node.all_input_nodes)) for node in nodes]
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pam_mobile.data.trimap import BACKGROUND, FOREGROUND, UNKNOWN
+from pam_mobile.train.losses import unknown_mask
 
 from .artifact import Pair, floats
 
@@ -95,6 +96,13 @@ def compare(expected: Sequence[Tensor], got: Sequence[Tensor], gate: Gate) -> Pa
     """The worst differences over all images. Raises ValueError if their number differs."""
     pairs = [_difference(a, b) for a, b in zip(expected, got, strict=True)]
     return Parity(max(p[0] for p in pairs), max(p[1] for p in pairs), gate)
+
+
+def unknown_difference(expected: Sequence[Tensor], got: Sequence[Tensor], inputs: Sequence[Pair]) -> float:
+    """Mean absolute difference of the alphas over the unknown pixels of all inputs together; 0 if there are none."""
+    unknown = [unknown_mask(trimap) for _, trimap in inputs]
+    total = sum(float(((a - b).abs() * u).sum()) for a, b, u in zip(expected, got, unknown, strict=True))
+    return total / max(1.0, sum(float(u.sum()) for u in unknown))
 
 
 def worst(parities: Sequence[Parity]) -> Parity:

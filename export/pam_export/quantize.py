@@ -18,11 +18,11 @@ from torch import Tensor, fx, nn
 
 from pam_mobile.model.prior import ColourPrior
 from pam_mobile.model.trunk import Decoder, Encoder, MattingNet
-from pam_mobile.train.losses import unknown_mask
 from pam_mobile.train.rounding import LEVELS, round_between
 
 from . import concatenations
 from .artifact import Pair, Part
+from .parity import unknown_difference
 from .scalars import lift_scalars
 
 PROBES = 3
@@ -151,9 +151,7 @@ class Simulation:
         finally:
             for conv, weight in zip(chosen, weights, strict=True):
                 conv.weight.data = weight
-        unknown = [unknown_mask(trimap) for _, trimap in self.pairs]
-        total = sum(float(((a - b).abs() * u).sum()) for a, b, u in zip(got, self.expected, unknown, strict=True))
-        return total / max(1.0, sum(float(u.sum()) for u in unknown))
+        return unknown_difference(self.expected, got, self.pairs)
 
     def _observe(self, conv: nn.Module, args: tuple[Tensor]) -> None:
         low, high = self.ranges.get(conv, (0.0, 0.0))
