@@ -118,7 +118,7 @@ class Composer:
         """The composites over views of the backgrounds `index` (N,)."""
         background = self._backgrounds(bank.backgrounds, index, alpha.shape[-1], rng)
         background = self._raise_contrast(foreground, background, trimap, rng)
-        image = degrade(alpha * foreground + (1 - alpha) * background, rng)
+        image = degrade(background.lerp(foreground, alpha), rng)
         return Batch(image, trimap, alpha, foreground, background)
 
     def _usable(self, trimap: Tensor) -> Tensor:
@@ -128,13 +128,13 @@ class Composer:
 
     def _layer(self, planes: Tensor, scale: Tensor, rng: Generator) -> Layer:
         """planes: (N, 5, H, W) of `make_patch`; scale: (N,) their pixels per output pixel."""
-        foreground = colour_jitter(planes[:, 0:3] / 255, self.foreground_jitter, rng)
+        foreground = colour_jitter(planes[:, 0:3], self.foreground_jitter, rng)
         alpha = (planes[:, 3:4] / 255).clamp(0, 1)
         return Layer(foreground, alpha, (planes[:, 4:5] - DISTANCE_ZERO) / scale.to(planes)[:, None, None, None])
 
     def _backgrounds(self, backgrounds: Tensor, index: Tensor, crop: int, rng: Generator) -> Tensor:
         batch = len(index)
-        source = backgrounds[index.to(backgrounds.device)].float() / 255
+        source = backgrounds[index.to(backgrounds.device)].float()
         centre = uniform((batch, 2), 0, source.shape[-1], rng)
         background = colour_jitter(
             warp(source, random_affine(batch, self.scale, rng), centre, crop), self.background_jitter, rng
@@ -150,13 +150,13 @@ class Composer:
         return 0.5 + 0.5 * foreground.to(alpha) - 0.5 * background.to(alpha)
 
     def _raise_contrast(self, foreground: Tensor, background: Tensor, trimap: Tensor, rng: Generator) -> Tensor:
-        """Invert backgrounds that look like their foreground inside the unknown region, but for a few hard ones."""
+        """Invert, in place, backgrounds that look like their foreground inside the unknown region, but for a few hard ones."""
         unknown = (trimap == 0.5).to(foreground)
-        distance = (foreground - background).abs().mean(1, keepdim=True)
-        contrast = (distance * unknown).sum((1, 2, 3)) / unknown.sum((1, 2, 3)).clamp(min=1)
+        distance = (foreground - background).abs_().mul_(unknown / 3).sum((1, 2, 3))
+        contrast = distance / unknown.sum((1, 2, 3)).clamp(min=1)
         easy = (torch.rand(len(contrast), generator=rng) >= self.hard).to(contrast.device)
         like = ((contrast < self.contrast) & easy).nonzero()[:, 0]
-        return background.index_copy(0, like, 1 - background[like])
+        return background.index_copy_(0, like, 1 - background[like])
 
 
 def soft_point(depth: Tensor, rng: Generator) -> Tensor:

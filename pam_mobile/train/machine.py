@@ -67,7 +67,8 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(mmap_threshold, 2**31 - 1)
+        if not libc.mallopt(mmap_threshold, 2**31 - 1):
+            libc.mallopt(mmap_threshold, 2**25)  # the most before glibc 2.35; what is refused leaves a threshold of 128 kB
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 

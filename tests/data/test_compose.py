@@ -242,8 +242,8 @@ def test_blur_is_a_gaussian() -> None:
 
 def test_jitter_of_strength_zero_changes_nothing_and_greys_keep_their_order() -> None:
     x = torch.rand(4, 3, 8, 8)
-    torch.testing.assert_close(colour_jitter(x, 0.0, generator(0)), x.clamp(1e-4, 1), atol=1e-5, rtol=0)
-    assert not torch.allclose(colour_jitter(x, 1.0, generator(0)), x, atol=0.02)
+    torch.testing.assert_close(colour_jitter(255 * x, 0.0, generator(0)), x.clamp(1e-4, 1), atol=1e-5, rtol=0)
+    assert not torch.allclose(colour_jitter(255 * x, 1.0, generator(0)), x, atol=0.02)
 
 
 def test_degrade_leaves_about_half_of_the_images() -> None:
