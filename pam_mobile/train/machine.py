@@ -67,8 +67,9 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_threshold = -1, -3
+        # glibc before 2.35 refuses more than 32 MB; with the next line alone, its threshold would stay at 128 kB
         if not libc.mallopt(mmap_threshold, 2**31 - 1):
-            libc.mallopt(mmap_threshold, 2**25)  # the most before glibc 2.35; what is refused leaves a threshold of 128 kB
+            libc.mallopt(mmap_threshold, 2**25)
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
