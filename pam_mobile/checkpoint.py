@@ -25,6 +25,8 @@ WITHOUT_CHOICE = 1
 """The version before networks could learn to choose: what chooses was there, untrained and of another form."""
 WEIGHTS = "model.safetensors"
 DOCUMENT = "checkpoint.json"
+RUN = "config.yaml"
+"""The settings of a training run, by which its folder is known; checkpoints are in folders beside it, one per finished stage."""
 LONGEST_NAME = 255
 REMEDY = "train it again, or copy the run folder again from where it came"
 
@@ -140,4 +142,6 @@ def find(model: str) -> FilePath:
     )
     if (place / WEIGHTS).is_file():
         raise IntegrityError(f"{place} is incomplete: {DOCUMENT} is missing", REMEDY)
+    if (place / RUN).is_file():
+        raise InputError(f"{model} has not finished a stage yet", "continue it: its command, and --resume")
     raise InputError(f"no model found at {model}", hint)

@@ -74,9 +74,9 @@ class Crop:
 class Data:
     """Procedural patches, or folders of the user's own images."""
 
-    patches: int = 600
-    """Procedural foregrounds in the bank (patches of `size` pixels, 512 kB each at 320)."""
-    backgrounds: int = 300
+    patches: int = 2400
+    """Foregrounds in the bank (patches of `size` pixels, 512 kB each at 320): one for every 35 crops of the default stages."""
+    backgrounds: int = 600
     size: int = 320
     kinds: tuple[str, ...] = KINDS
     """Kinds of procedural matte; the held-out ones are of the same kinds."""

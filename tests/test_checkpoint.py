@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import pam_mobile
 from pam_mobile import checkpoint, tensorfile
-from pam_mobile.checkpoint import DOCUMENT, WEIGHTS, find, load, network_layout, save
+from pam_mobile.checkpoint import DOCUMENT, RUN, WEIGHTS, find, load, network_layout, save
 from pam_mobile.errors import InputError, IntegrityError, PartialFailureError, SetupError
 from pam_mobile.files import sha256, write_sealed_json
 from pam_mobile.model.presets import Preset, preset
@@ -316,6 +316,13 @@ def test_no_model_says_what_is_accepted(tmp_path: FilePath, name: str) -> None:
         find(str(tmp_path / name))
     assert "run folder" in caught.value.hint
     assert "`prior`" in caught.value.hint
+
+
+def test_a_run_before_the_end_of_its_first_stage_is_no_model_yet(tmp_path: FilePath) -> None:
+    (tmp_path / RUN).write_text("preset: tiny")
+    with pytest.raises(InputError, match="has not finished a stage yet") as caught:
+        find(str(tmp_path))
+    assert "--resume" in caught.value.hint
 
 
 def test_a_name_that_no_file_can_have_is_refused_in_words(tmp_path: FilePath) -> None:

@@ -90,10 +90,10 @@ def _forget(out: Path) -> None:
 
     Raises UsageError if a process trains there.
     """
-    from ..train.engine import CONFIG
+    from ..checkpoint import RUN
 
     refuse_if_locked(out / "train")
-    if (out / "train" / CONFIG).is_file():
+    if (out / "train" / RUN).is_file():
         shutil.rmtree(out / "train")
     shutil.rmtree(out / "export", ignore_errors=True)
 
@@ -133,11 +133,12 @@ def _train(folder: Path, reporter: Reporter) -> Path:
 
     Raises UsageError for a run of other settings: it may be the user's own.
     """
+    from ..checkpoint import RUN
     from ..config import to_yaml
-    from ..train.engine import CONFIG, Trainer
+    from ..train.engine import Trainer
 
     config = quickstart_config()
-    if (folder / CONFIG).exists() and (folder / CONFIG).read_text() != to_yaml(config):
+    if (folder / RUN).exists() and (folder / RUN).read_text() != to_yaml(config):
         raise UsageError(
             f"{folder} holds a run of other settings: an older version's quickstart, or another training",
             "choose another --out, or add --fresh to delete that run and train again",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..checkpoint import Checkpoint
+from ..checkpoint import RUN, Checkpoint
 from ..config import Stage, TrainConfig, differences, to_yaml
 from ..config import load as load_config
 from ..cost import CostTable
@@ -51,7 +51,7 @@ from .shards import Shards
 from .stages import Objective, RandomPaths, WholeNetwork
 from .validate import SELECTION, VOTES, held_out_composites, sads, search_paths
 
-CONFIG, ENVIRONMENT, BANK, STATE = "config.yaml", "env.json", "bank.json", "last"
+ENVIRONMENT, BANK, STATE = "env.json", "bank.json", "last"
 ROUNDING = 1 << 20
 """In the place of a shard's number, for what is the same in all of them."""
 MOST_SKIPPED = 10
@@ -140,15 +140,15 @@ class Trainer:
         return self.out / f"stage{stage}"
 
     def _refuse_foreign_folder(self) -> None:
-        own = (CONFIG, ENVIRONMENT, LOCK)
+        own = (RUN, ENVIRONMENT, LOCK)
         names = [entry.name for entry in self.out.iterdir()] if self.out.is_dir() else []
-        if CONFIG not in names and any(name not in own and not name.startswith(UNFINISHED) for name in names):
+        if RUN not in names and any(name not in own and not name.startswith(UNFINISHED) for name in names):
             raise UsageError(f"{self.out} is not empty and not a training run", "choose another --out")
 
     def _open(self, resume: bool) -> dict[str, Any]:
         """Prepare the run folder; returns the finished stages and the document of the state to continue from, if there is one."""
         now = machine.environment(self.processes, self.precision)
-        existing = self.out / CONFIG
+        existing = self.out / RUN
         if not existing.exists():
             self._before(self.config.stages[0])  # what it refuses leaves no run behind
             write_sealed_json(self.out / ENVIRONMENT, now)
