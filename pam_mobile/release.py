@@ -71,6 +71,7 @@ def release(
     drop = {"schema_version", "package", "preset", "weights", "paths", SEAL}
     facts = {key: value for key, value in found.document.items() if key not in drop}
     facts["data_licence"] = data_licence or facts["data_licence"]
+    facts["weights_version"] = models.version(name)
     loss = _half_change(found, count, size, reporter)
     checkpoint.save(home / name, found.supernet, found.paths, facts, half=abs(loss) < HALF_CHANGE)
     if prior is not None:

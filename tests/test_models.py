@@ -19,7 +19,7 @@ from pam_mobile.reporter import Silent
 @pytest.fixture(scope="module")
 def released(run_folder: FilePath, tmp_path_factory: pytest.TempPathFactory) -> FilePath:
     home = tmp_path_factory.mktemp("models")
-    return release(run_folder, "mine", 3, 64, ["half", "prior"], Silent(), home, data_licence="drawn by hand, CC0")
+    return release(run_folder, "mine-v4", 3, 64, ["half", "prior"], Silent(), home, data_licence="drawn by hand, CC0")
 
 
 def test_the_folder_holds_what_is_pinned_and_nothing_else() -> None:
@@ -29,6 +29,7 @@ def test_the_folder_holds_what_is_pinned_and_nothing_else() -> None:
         assert checkpoint.find(name) == models.FOLDER / name
         loaded = checkpoint.load(checkpoint.find(name))
         assert loaded.learned_paths
+        assert loaded.document.get("weights_version", 0) == models.version(name)
         assert name in (models.FOLDER / name / models.CARD).read_text()
         size = sum(file.stat().st_size for file in (models.FOLDER / name).iterdir())
         assert size < 15 * 2**20
@@ -44,6 +45,7 @@ def test_a_release_is_the_run_in_float16_with_a_card_of_measured_figures(
         assert torch.equal(after.supernet.state_dict()[name], expected)
     assert after.document["training"] == before.document["training"]
     assert after.learned_paths
+    assert after.document["weights_version"] == 4
     card = (released / models.CARD).read_text()
     assert after.document["weights"]["sha256"] in card
     assert "Does it adapt to the image?" in card
@@ -53,6 +55,13 @@ def test_a_release_is_the_run_in_float16_with_a_card_of_measured_figures(
         run_folder / "stage3" / checkpoint.WEIGHTS
     ).stat().st_size
     assert 0.45 < halved < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("tiny-v2", 2), ("a-v1-v12", 12), ("mine", 0), ("2", 0), ("tiny-v", 0), ("tiny-v2b", 0)]
+)
+def test_a_name_ends_with_its_version(name: str, number: int) -> None:
+    assert models.version(name) == number
 
 
 def test_large_statistics_survive_a_release_in_float16(run_folder: FilePath, tmp_path: FilePath) -> None:
@@ -68,14 +77,14 @@ def test_a_shipped_model_is_found_by_name_and_refused_when_changed(
 ) -> None:
     seal = read_sealed_json(released / checkpoint.DOCUMENT, "")[SEAL]
     monkeypatch.setattr(models, "FOLDER", released.parent)
-    monkeypatch.setattr(models, "SHIPPED", {"mine": seal})
-    assert models.default() == "mine"
-    assert Matter.load("mine", "cpu").selection == "planned"
+    monkeypatch.setattr(models, "SHIPPED", {"mine-v4": seal})
+    assert models.default() == "mine-v4"
+    assert Matter.load("mine-v4", "cpu").selection == "planned"
     document = json.loads((released / checkpoint.DOCUMENT).read_text())
     original = (released / checkpoint.DOCUMENT).read_bytes()
     write_sealed_json(released / checkpoint.DOCUMENT, {k: v for k, v in document.items() if k != SEAL} | {"stage": 2})
-    with pytest.raises(IntegrityError, match="is not the released mine"):
-        checkpoint.find("mine")
+    with pytest.raises(IntegrityError, match="is not the released mine-v4"):
+        checkpoint.find("mine-v4")
     (released / checkpoint.DOCUMENT).write_bytes(original)
 
 
