@@ -43,8 +43,8 @@ class Stage:
     smooth: float = 0.01
     """Error below which the L1 loss is a parabola. Large, a network that corrects a good prior gets off the ground; small, it learns to
     leave alone what is right (docs/findings.md)."""
-    rounding: float = 0.5
-    """Share of the steps in which features are rounded to 8 bits, as int8 artifacts do (train/rounding.py)."""
+    rounding: float = 0.0
+    """Share of the steps in which features are rounded to 8 bits, as int8 artifacts do (train/rounding.py); no network here needed it."""
 
     def __post_init__(self) -> None:
         _require(self, "a stage's ", steps=1, learning_rate=0)
@@ -152,7 +152,7 @@ class TrainConfig:
     stages: tuple[int, ...] = (1, 2, 3)
     init: str = ""
     """A model to start from instead of fresh weights."""
-    stage1: Stage = Stage(steps=6000, learning_rate=2e-3, smooth=0.1, rounding=0.0)
+    stage1: Stage = Stage(steps=6000, learning_rate=2e-3, smooth=0.1)
     stage2: Stage = Stage(steps=4000, learning_rate=1e-3)
     stage3: Stage = Stage(steps=2000, learning_rate=1e-3)
     paths: PathLearningSettings = field(default_factory=PathLearningSettings)

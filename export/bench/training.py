@@ -63,7 +63,7 @@ def main() -> None:
     out = parser.parse_args().out
     base = TrainConfig(
         stages=(1,),
-        stage1=Stage(steps=WARM_UP + STEPS, learning_rate=1e-3, rounding=0),
+        stage1=Stage(steps=WARM_UP + STEPS, learning_rate=1e-3),
         data=Data(patches=48, backgrounds=24),
         held_out=HeldOut(composites=1, size=64),
         validate_every=WARM_UP,

@@ -145,7 +145,7 @@ def _judge(item: Built, outcome: Outcome, reference: Reference, reporter: Report
     if change is not None and gate.sad is not None and not change <= gate.sad:
         raise IntegrityError(
             f"{name} is worse than the network: SAD {change:+.1%} on held-out composites, at most {gate.sad:+.1%} is allowed",
-            f"{REMEDY}; export it with another --precision",
+            f"{REMEDY}; export it with another --precision, or train on with --set stage2.rounding=0.5",
         )
     reporter.say(f"{name}: {parity}" + (f", SAD {change:+.2%}" if change is not None else ""))
     return Proof(item, parity, change, golden, params)
