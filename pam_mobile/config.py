@@ -44,7 +44,7 @@ class Stage:
     """Error below which the L1 loss is a parabola. Large, a network that corrects a good prior gets off the ground; small, it learns to
     leave alone what is right (docs/findings.md)."""
     rounding: float = 0.0
-    """Share of the steps in which features are rounded to 8 bits, as int8 artifacts do (train/rounding.py); no network here needed it."""
+    """Share of the steps in which features are rounded to 8 bits, as int8 artifacts do (train/rounding.py; docs/findings.md)."""
 
     def __post_init__(self) -> None:
         _require(self, "a stage's ", steps=1, learning_rate=0)
