@@ -337,7 +337,7 @@ class Trainer:
     def _before(self, stage: int) -> Checkpoint | None:
         """What a stage begins with: the averaged weights of the stage before, or else the model that the run starts from.
 
-        Raises UsageError if that is a network of another preset.
+        Raises UsageError if that is a network of another preset and this is not stage 1, the only one that can teach fresh layers.
         """
         earlier = [number for number in self.config.stages if number < stage]
         if earlier:
@@ -345,17 +345,27 @@ class Trainer:
         if not self.config.init:
             return None
         model = checkpoint.load(checkpoint.find(self.config.init))
-        if model.preset != self.supernet.preset:
+        theirs, own = model.preset, self.supernet.preset
+        if theirs != own and (stage != 1 or (theirs.prior, theirs.connect) != (own.prior, own.connect)):
             raise UsageError(
-                f"{self.config.init} is a {model.preset.label} network, this run trains {self.supernet.preset.label}",
-                "give --preset and --prior of the model, or start without --init",
+                f"{self.config.init} is a {theirs.label} network, this run trains {own.label}",
+                "give --preset and --prior of the model, or start without --init"
+                if stage == 1
+                else "give --preset and --prior of the model, or begin with stage 1",
             )
         return model
 
     def _start_from(self, stage: int, objective: Objective) -> None:
         before = self._before(stage)
         if before is not None:
-            self.supernet.load_state_dict(before.supernet.state_dict())
+            own, theirs = self.supernet.state_dict(), before.supernet.state_dict()
+            fitting = {name: value for name, value in theirs.items() if name in own and own[name].shape == value.shape}
+            self.supernet.load_state_dict(fitting, strict=before.preset == self.supernet.preset)
+            if len(fitting) < len(own):
+                share = sum(value.numel() for value in fitting.values()) / sum(value.numel() for value in own.values())
+                self.reporter.say(
+                    f"{share:.0%} of the weights are those of {before.preset.label}, by name and shape; the rest starts fresh"
+                )
         objective.begin(self.supernet.eval())
         self.ema = {name: value.clone() for name, value in self.supernet.state_dict().items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from pam_mobile import checkpoint
 from pam_mobile.config import Crop, HeldOut, Stage, TrainConfig, differences
 from pam_mobile.cost import CostTable
 from pam_mobile.errors import InputError, IntegrityError, UsageError
+from pam_mobile.model.presets import PRESETS
 from pam_mobile.path import Path as NetworkPath
 from pam_mobile.path import PathSpace
-from pam_mobile.reporter import Silent
+from pam_mobile.reporter import Reporter, Silent
 from pam_mobile.train import engine
 from pam_mobile.train.engine import Trainer, learning_rate
 from pam_mobile.train.losses import matting_loss
@@ -144,14 +146,36 @@ def test_every_stage_after_the_first_starts_from_the_one_before_it(run_folder: P
     )
 
 
-@pytest.mark.parametrize("stages", [(1,), (3,)])
+def test_stage_1_takes_from_another_preset_what_fits(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(TINY_RUN, preset="tiny-twin", stages=(1,), init=str(run_folder / "stage2"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny-twin", replace(PRESETS["tiny"], name="tiny-twin", decoder_channels=(16, 12)))
+        trainer = Trainer(config, tmp_path / "run", Reporter())
+        fresh = {name: value.clone() for name, value in trainer.supernet.state_dict().items()}
+        before = trainer._before(1)
+        assert before is not None
+        trainer._start_from(1, WholeNetwork(trainer.space, matting_loss))
+    model, begun = weights(run_folder / "stage2"), trainer.supernet.state_dict()
+    fitting = {name for name, value in begun.items() if name in model and value.shape == model[name].shape}
+    assert "net.encoder.stem.0.weight" in fitting
+    assert "net.decoder.level1.0.0.weight" not in fitting
+    for name, value in begun.items():
+        assert torch.equal(value, (model if name in fitting else fresh)[name]), name
+    assert "of the weights are those of tiny+prior, by name and shape; the rest starts fresh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stages", "other", "name"), [((1,), {"prior": False}, "tiny"), ((3,), {"preset": "phone"}, "phone+prior")]
+)
 def test_a_model_that_cannot_be_started_from_is_refused_and_leaves_no_run(
-    run_folder: Path, tmp_path: Path, stages: tuple[int, ...]
+    run_folder: Path, tmp_path: Path, stages: tuple[int, ...], other: dict[str, Any], name: str
 ) -> None:
     out = tmp_path / "run"
     config = replace(TINY_RUN, stages=stages, init=str(run_folder / "stage2"))
-    with pytest.raises(UsageError, match=r"is a tiny\+prior network, this run trains phone\+prior"):
-        Trainer(replace(config, preset="phone"), out, Silent()).run()
+    with pytest.raises(UsageError, match=re.escape(f"is a tiny+prior network, this run trains {name}")):
+        Trainer(replace(config, **other), out, Silent()).run()
     with pytest.raises(InputError, match="no model found at nowhere"):
         Trainer(replace(config, init="nowhere"), out, Silent()).run()
     assert not (out / "config.yaml").exists()
