@@ -2,8 +2,8 @@
 
 Not all of a matting network stands it. The colour prior inverts matrices, the masks of known pixels must be exact, and a last
 convolution in int8 would give the matte steps: these stay float32. Of the rest, those convolutions stay float32 that hurt the
-matte most, until the loss is small: found by measuring units and levels one by one, and then the convolutions of the worst. So do
-concatenations whose common scale hurts (concatenations.py).
+matte most for their work, until the loss is small: found by measuring units and levels one by one, and then the convolutions of the
+worst. So do concatenations whose common scale hurts (concatenations.py).
 """
 
 from __future__ import annotations
@@ -95,12 +95,19 @@ def sensitive(module: nn.Module, calibration: Sequence[Pair], limit: float = LIM
     losses = {group: simulation.loss(names) for group, names in members.items()}
     floats: list[str] = []
     loss = simulation.loss(rest)
-    for group in sorted(members, key=losses.__getitem__, reverse=True):
+
+    def harm(name: str) -> float:
+        """Loss per multiply-add: what stays float32 should cost little time."""
+        return losses[name] / sum(simulation.macs[member] for member in members.get(name, [name]))
+
+    for group in sorted(members, key=harm, reverse=True):
         if loss <= limit:
             break
+        if losses[group] <= limit / NEGLIGIBLE:
+            continue
         alone = {name: simulation.loss([name]) for name in members[group]}
         losses |= alone
-        for name in sorted(alone, key=alone.__getitem__, reverse=True):
+        for name in sorted(alone, key=harm, reverse=True):
             if loss > limit and alone[name] > limit / NEGLIGIBLE:
                 floats.append(name)
                 rest.remove(name)
@@ -131,12 +138,21 @@ def always_float(module: nn.Module) -> list[str]:
 
 
 class Simulation:
-    """Convolutions with inputs and weights rounded to 8 bits, in eager mode: cheap, and close to what int8 does to the matte."""
+    """Convolutions with inputs and weights rounded to 8 bits, in eager mode: cheap, and close to what int8 does to the matte.
+
+    macs: multiply-adds of every convolution on one image.
+    """
 
     def __init__(self, module: nn.Module, pairs: Sequence[Pair]) -> None:
         self.module, self.pairs = module, pairs
         self.ranges: dict[nn.Module, tuple[float, float]] = {}
-        with _hooked([part for part in module.modules() if isinstance(part, nn.Conv2d)], self._observe):
+        self.macs: dict[str, int] = {}
+        names = {part: name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)}
+
+        def count(conv: nn.Conv2d, _: tuple[Tensor], result: Tensor) -> None:
+            self.macs[names[conv]] = conv.weight[0].numel() * result[0].numel()
+
+        with _hooked(names, self._observe), _hooked(names, count, after=True):
             self.expected = [module(*pair) for pair in pairs]
 
     def loss(self, names: Iterable[str]) -> float:
@@ -162,10 +178,11 @@ class Simulation:
 
 
 @contextmanager
-def _hooked(convolutions: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+def _hooked(convolutions: Iterable[nn.Module], hook: Callable[..., Any], after: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         for conv in convolutions:
-            stack.callback(conv.register_forward_pre_hook(hook).remove)
+            handle = conv.register_forward_hook(hook) if after else conv.register_forward_pre_hook(hook)
+            stack.callback(handle.remove)
         yield
 
 

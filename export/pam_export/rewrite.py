@@ -1,8 +1,9 @@
 """Equal rewrites of the network for single backends; no other exporter wants them, and the model knows nothing of them.
 
 XNNPACK has no fast depthwise kernel above 25 taps (about 14 times slower per layer), so a larger kernel is split into
-windows of at most 25 taps whose results add up to the original, exactly. It is slow between maps of few channels, so the
-colour prior is computed on planes. Vulkan convolves one image at a time.
+windows of at most 25 taps whose results add up to the original, exactly. A convolution computes 8 or 16 channels at a time, so one
+to a single channel wastes most of its work, and is split into its columns and its rows. Operations between maps of few channels are
+slow, so the colour prior is computed on planes. Vulkan convolves one image at a time.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ Window = tuple[int, int, int, int]
 
 
 def for_xnnpack(module: nn.Module) -> nn.Module:
-    """A copy of `module` in eval mode with batch norm folded, large depthwise kernels split and the colour prior on planes."""
+    """A copy of `module` in eval mode: batch norm folded, large depthwise kernels and single channels split, prior on planes."""
     module = copy.deepcopy(module).eval()
     fold_batch_norm(module)
     split_depthwise(module)
+    split_single_channel(module)
     prior_on_planes(module)
     return module
 
@@ -60,6 +62,18 @@ def split_depthwise(module: nn.Module) -> int:
     return count
 
 
+def split_single_channel(module: nn.Module) -> int:
+    """Replace every convolution to a single channel, in place; returns how many."""
+    count = 0
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d) and child.out_channels == 1 and child.in_channels > 1 and _is_same(child):
+            setattr(module, name, columns_and_rows(child))
+            count += 1
+        else:
+            count += split_single_channel(child)
+    return count
+
+
 def prior_on_planes(module: nn.Module) -> int:
     """Replace every colour prior by the one that XNNPACK computes faster, in place; returns how many."""
     count = 0
@@ -74,10 +88,15 @@ def prior_on_planes(module: nn.Module) -> int:
 
 def is_splittable(conv: nn.Conv2d) -> bool:
     """Whether a convolution is depthwise, square, of more than 25 taps, stride 1 and same padding."""
-    k = conv.kernel_size[0]
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
+    return depthwise and _is_same(conv) and conv.kernel_size[0] ** 2 > MAX_TAPS
+
+
+def _is_same(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is square with an odd side above 1, of stride 1 and same padding."""
+    k = conv.kernel_size[0]
     plain = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.padding == (k // 2, k // 2)
-    return depthwise and plain and conv.kernel_size == (k, k) and k % 2 == 1 and k * k > MAX_TAPS
+    return plain and conv.kernel_size == (k, k) and k % 2 == 1 and k > 1
 
 
 def windows(k: int) -> list[Window]:
@@ -117,6 +136,19 @@ def _part(conv: nn.Conv2d, window: Window, first: bool) -> nn.Conv2d:
     if first and conv.bias is not None:
         part.bias = nn.Parameter(conv.bias.clone())
     return part.requires_grad_(False)
+
+
+@torch.no_grad()
+def columns_and_rows(conv: nn.Conv2d) -> nn.Sequential:
+    """A k x k convolution of C channels to one as 1 x k to k channels, one per row of the kernel, and k x 1 that adds these up."""
+    k = conv.kernel_size[0]
+    along = nn.Conv2d(conv.in_channels, k, (1, k), padding=(0, k // 2), bias=False)
+    across = nn.Conv2d(k, 1, (k, 1), padding=(k // 2, 0), bias=conv.bias is not None)
+    along.weight.copy_(conv.weight[0].transpose(0, 1)[:, :, None])
+    across.weight.copy_(torch.eye(k)[None, :, :, None])
+    if conv.bias is not None and across.bias is not None:
+        across.bias.copy_(conv.bias)
+    return nn.Sequential(along, across).requires_grad_(False)
 
 
 def split_batches(program: ExportedProgram) -> ExportedProgram:

@@ -20,7 +20,16 @@ from pam_export.artifact import Part, Request
 from pam_export.parity import Gate, cases, compare, reference
 from pam_export.plain import PlainConnect, plain
 from pam_export.quiet import quiet
-from pam_export.rewrite import MAX_TAPS, SplitDepthwise, fold_batch_norm, for_xnnpack, split_depthwise, windows
+from pam_export.rewrite import (
+    MAX_TAPS,
+    SplitDepthwise,
+    columns_and_rows,
+    fold_batch_norm,
+    for_xnnpack,
+    split_depthwise,
+    split_single_channel,
+    windows,
+)
 from pam_export.wrapper import network_of, wrap
 from pam_kernels import Connect, DepthwiseConv2d
 from pam_mobile.errors import IntegrityError
@@ -208,6 +217,32 @@ def test_the_split_is_exact(k: int, bias: bool) -> None:
     split = SplitDepthwise(conv).double()
     assert max(part.kernel_size[0] * part.kernel_size[1] for part in split.parts) <= MAX_TAPS  # type: ignore[union-attr, operator]
     torch.testing.assert_close(split(x), conv(x), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("k", "channels"), [(3, 12), (3, 2), (5, 8)])
+def test_a_convolution_to_one_channel_is_its_columns_and_its_rows(k: int, channels: int, bias: bool) -> None:
+    conv = nn.Conv2d(channels, 1, k, padding=k // 2, bias=bias).double()
+    x = torch.rand(2, channels, 9, 14, dtype=torch.float64)
+    split = columns_and_rows(conv).double()
+    torch.testing.assert_close(split(x), conv(x), rtol=0, atol=1e-13)
+    split[1].weight.copy_(split[1].weight.flip(1))
+    assert (split(x) - conv(x)).abs().mean() > 1e-3, "rows the other way round are another convolution"
+
+
+def test_only_plain_convolutions_to_one_channel_are_split() -> None:
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)),
+        nn.Conv2d(1, 1, 3, padding=1),
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(4, 1, 1),
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(4, 1, 3, stride=2, padding=1),
+    )
+    x = torch.rand(1, 4, 20, 18)
+    before = net(x)
+    assert split_single_channel(net) == 1
+    torch.testing.assert_close(net(x), before)
 
 
 def test_only_large_plain_depthwise_kernels_are_split() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_weights_are_int8_but_for_the_prior_the_last_convolution_and_what_is_kep
     convs = [n for n in found.graph.graph.nodes if n.target == torch.ops.aten.conv2d.default]
     names = {n: list(n.meta["nn_module_stack"].values())[-1][0] for n in convs}
     floats = {names[n] for n in convs if "dequantize" not in str(n.args[1].target)}
-    assert floats == {LAST}
+    assert floats == {f"{LAST}.0", f"{LAST}.1"}
     assert len(convs) > 30
     prior = [n for n in found.graph.graph.nodes if "network.net.prior" in str(n.meta.get("nn_module_stack"))]
     assert len([n for n in prior if n.op == "call_function"]) > 100
@@ -126,6 +127,27 @@ def test_a_layer_that_does_not_stand_it_is_found_and_kept(supernet: Supernet) ->
     assert good.floats == careless.floats == ()
     assert bad.floats == (SPOILT,)
     assert max(good.loss, bad.loss) <= limit < careless.loss
+
+
+class Additive:
+    """A simulation in which every layer has a loss of its own."""
+
+    macs: ClassVar = {"dear": 1000, "cheap": 10, "harmless": 1}
+    losses: ClassVar = {"dear": 0.006, "cheap": 0.005, "harmless": 0.0001}
+
+    def __init__(self, *given: Any) -> None: ...
+
+    def loss(self, names: Iterable[str]) -> float:
+        return sum(self.losses[name] for name in names)
+
+
+@pytest.mark.parametrize(("limit", "floats"), [(0.02, ()), (0.007, ("cheap",)), (0.001, ("cheap", "dear"))])
+def test_what_stays_float_costs_little_and_no_more_than_is_needed(
+    limit: float, floats: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "Simulation", Additive)
+    monkeypatch.setattr(quantize, "groups", lambda module: {f"level of {name}": [name] for name in Additive.macs})
+    assert quantize.sensitive(nn.Identity(), [], limit).floats == floats
 
 
 @torch.no_grad()
@@ -188,7 +210,7 @@ def test_every_convolution_is_in_one_group_or_always_float(prior_supernet: Super
     module = prepared(prior_supernet)
     grouped = [name for names in quantize.groups(module).values() for name in names]
     convs = [name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
-    assert sorted([*grouped, LAST]) == sorted(convs)
+    assert sorted([*grouped, f"{LAST}.0", f"{LAST}.1"]) == sorted(convs)
     assert quantize.always_float(module) == ["network.net.prior", LAST]
 
 
