@@ -27,7 +27,8 @@ from .reporter import Reporter
 from .train.pathprior import PathPrior, stored_prior
 from .train.validate import change, sads
 
-BUDGETS = (*controls.BUDGETS, "100%")
+BUDGETS = ("40%", "50%", "60%", *controls.BUDGETS, "100%")
+"""Those that a network cannot keep, because its smallest path costs more, are left out of its card."""
 HALF_CHANGE = 0.002
 """Weights are stored as float16 if SAD changes by less than this share."""
 
@@ -105,9 +106,10 @@ def _card(
 ) -> str:
     training = config.from_yaml(found.document["training"], "the model's training settings")
     unseen = [kind for kind in KINDS if kind not in training.data.kinds]
-    tables = [_table(found, name, heldout.held_out_images(count, size, training.data.kinds), rivals, reporter)]
+    budgets = _within_reach(CostTable.of(found.preset, size, size))
+    tables = [_table(found, name, budgets, heldout.held_out_images(count, size, training.data.kinds), rivals, reporter)]
     if unseen:
-        tables.append(_table(found, name, heldout.held_out_images(count, size, unseen), rivals, reporter))
+        tables.append(_table(found, name, budgets, heldout.held_out_images(count, size, unseen), rivals, reporter))
     side = found.preset.reference
     table = CostTable.of(found.preset, side, side)
     parameters, cost = parameter_count(found.supernet), f"{table.smallest / 1e9:.3f} to {table.largest / 1e9:.3f}"
@@ -146,9 +148,21 @@ expect less than from large networks. Scores are on procedural composites, not o
 """
 
 
-def _table(found: Checkpoint, name: str, images: ImageSet, rivals: Sequence[str], reporter: Reporter) -> str:
+def _within_reach(table: CostTable) -> list[Budget]:
+    budgets = [Budget.parse(text) for text in BUDGETS]
+    return [budget for budget in budgets if budget.macs(table) >= table.smallest + table.planning]
+
+
+def _table(
+    found: Checkpoint,
+    name: str,
+    budgets: Sequence[Budget],
+    images: ImageSet,
+    rivals: Sequence[str],
+    reporter: Reporter,
+) -> str:
     matter = Matter(found, "cpu")
-    rows = [contenders.of_model(matter, name, Budget.parse(budget)) for budget in BUDGETS]
+    rows = [contenders.of_model(matter, name, budget) for budget in budgets]
     entries = [*baselines.baselines(rivals, "cpu"), *rows]
     against = "prior" if "prior" in rivals else name
     return report.to_text(images, report.evaluate(entries, images, against, reporter), against)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from pam_mobile import checkpoint, models
+from pam_mobile.cost import CostTable
 from pam_mobile.errors import IntegrityError
 from pam_mobile.files import SEAL, read_sealed_json, write_sealed_json
+from pam_mobile.model.presets import preset
 from pam_mobile.predict import Matter
-from pam_mobile.release import release
+from pam_mobile.release import _within_reach, release
 from pam_mobile.reporter import Silent
 
 
@@ -62,6 +64,14 @@ def test_a_release_is_the_run_in_float16_with_a_card_of_measured_figures(
 )
 def test_a_name_ends_with_its_version(name: str, number: int) -> None:
     assert models.version(name) == number
+
+
+def test_a_card_has_the_budgets_that_the_network_can_keep() -> None:
+    def shares(name: str) -> list[str]:
+        return [str(budget) for budget in _within_reach(CostTable.of(preset(name, prior=True), 384, 384))]
+
+    assert shares("phone-wide") == ["40%", "50%", "60%", *shares("tiny")]
+    assert shares("tiny") == ["75%", "80%", "85%", "90%", "95%", "100%"]
 
 
 def test_large_statistics_survive_a_release_in_float16(run_folder: FilePath, tmp_path: FilePath) -> None:
