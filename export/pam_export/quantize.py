@@ -147,12 +147,8 @@ class Simulation:
         self.module, self.pairs = module, pairs
         self.ranges: dict[nn.Module, tuple[float, float]] = {}
         self.macs: dict[str, int] = {}
-        names = {part: name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)}
-
-        def count(conv: nn.Conv2d, _: tuple[Tensor], result: Tensor) -> None:
-            self.macs[names[conv]] = conv.weight[0].numel() * result[0].numel()
-
-        with _hooked(names, self._observe), _hooked(names, count, after=True):
+        self.names = {part: name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)}
+        with _hooked(self.names, self._observe, after=True):
             self.expected = [module(*pair) for pair in pairs]
 
     def loss(self, names: Iterable[str]) -> float:
@@ -169,7 +165,8 @@ class Simulation:
                 conv.weight.data = weight
         return unknown_difference(self.expected, got, self.pairs)
 
-    def _observe(self, conv: nn.Module, args: tuple[Tensor]) -> None:
+    def _observe(self, conv: nn.Conv2d, args: tuple[Tensor], result: Tensor) -> None:
+        self.macs[self.names[conv]] = conv.weight[0].numel() * result[0].numel()
         low, high = self.ranges.get(conv, (0.0, 0.0))
         self.ranges[conv] = (min(low, float(args[0].min())), max(high, float(args[0].max())))
 
