@@ -24,7 +24,7 @@ from pam_mobile.model.prior import ColourPrior
 from .artifact import Answer, Info, Part, Request, Runner, floats, text
 from .quantize import quantise, report
 from .quiet import quiet
-from .rewrite import for_xnnpack
+from .rewrite import for_xnnpack, means_in_steps
 from .scalars import lift_scalars
 
 XNNPACK = "XNNPACK"
@@ -60,7 +60,8 @@ def build_int8(parts: Sequence[Part], path: FilePath, info: Info) -> dict[str, A
 def exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The program of a module, rewritten for XNNPACK."""
     program = torch.export.export(for_xnnpack(module), inputs)
-    return torch.export.export(lift_scalars(program.module(check_guards=False)), inputs)
+    graph = means_in_steps(lift_scalars(program.module(check_guards=False)))
+    return torch.export.export(graph, inputs)
 
 
 def lower_all(programs: Mapping[str, ExportedProgram], info: Info, prior_apart: bool = False) -> Any:

@@ -3,7 +3,8 @@
 XNNPACK has no fast depthwise kernel above 25 taps (about 14 times slower per layer), so a larger kernel is split into
 windows of at most 25 taps whose results add up to the original, exactly. A convolution computes 8 or 16 channels at a time, so one
 to a single channel wastes most of its work, and is split into its columns and its rows. Operations between maps of few channels are
-slow, so the colour prior is computed on planes. Vulkan convolves one image at a time.
+slow, so the colour prior is computed on planes. A mean is summed up one number after the other in float32, which of a flat image
+leaves three digits, so it is taken in steps. Vulkan convolves one image at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -25,6 +26,7 @@ from .planar import PlanarColourPrior
 aten = torch.ops.aten
 MAX_TAPS = 25
 BLOCK = 5
+STEP = 8
 Window = tuple[int, int, int, int]
 """Rows a..b and columns c..d of a kernel: (a, b, c, d)."""
 
@@ -149,6 +151,23 @@ def columns_and_rows(conv: nn.Conv2d) -> nn.Sequential:
     if conv.bias is not None and across.bias is not None:
         across.bias.copy_(conv.bias)
     return nn.Sequential(along, across).requires_grad_(False)
+
+
+def means_in_steps(module: fx.GraphModule) -> fx.GraphModule:
+    """Replace every mean over all pixels of an exported graph by means of means of 8 x 8 of them, in place."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.mean.dim):
+        x, axes = node.args[:2]
+        height, width = x.meta["val"].shape[-2:]
+        if sorted(axes) not in ([-2, -1], [2, 3]):
+            continue
+        while height % STEP == 0 and width % STEP == 0:
+            with module.graph.inserting_before(node):
+                window = [STEP, STEP], [STEP, STEP], [0, 0], False, False
+                x = module.graph.call_function(aten.avg_pool2d.default, (x, *window))
+            height, width = height // STEP, width // STEP
+        node.update_arg(0, x)
+    module.recompile()
+    return module
 
 
 def split_batches(program: ExportedProgram) -> ExportedProgram:

@@ -26,6 +26,7 @@ from pam_export.rewrite import (
     columns_and_rows,
     fold_batch_norm,
     for_xnnpack,
+    means_in_steps,
     split_depthwise,
     split_single_channel,
     windows,
@@ -283,6 +284,40 @@ def test_split_kernels_keep_one_delegate_and_their_numbers(tmp_path: FilePath) -
     assert (backend["leftovers"], backend["delegates"]) == (0, 1)
     (got,) = alphas_of(executorch.load, tmp_path / "large.pte", [case])
     torch.testing.assert_close(got, net(*case.inputs()), rtol=0, atol=1e-5)
+
+
+class Flat(nn.Module):
+    """The mean over the pixels, which of a flat image is a pixel's value, as a map."""
+
+    def forward(self, image: Tensor, trimap: Tensor) -> Tensor:
+        return (image * 0.7).mean((2, 3), keepdim=True) + trimap * 0.0
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_the_mean_of_a_flat_image_keeps_its_digits_in_steps(
+    steps: bool, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not steps:
+        monkeypatch.setattr(executorch, "means_in_steps", lambda module: module)
+    inputs = torch.ones(1, 3, 512, 512), torch.ones(1, 1, 512, 512)
+    backend = executorch.build(single(Flat(), inputs), tmp_path / "flat.pte", {})
+    assert (backend["leftovers"], backend["delegates"]) == (0, 1)
+    (got,) = executorch.open_program(tmp_path / "flat.pte").load_method("forward").execute(list(inputs))
+    error = float((got.double() - 0.7).abs().max())
+    assert error < 1e-6 if steps else error > 1e-5
+
+
+def test_only_means_over_whole_images_are_taken_in_steps() -> None:
+    class Means(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x.mean((2, 3)), x.mean((-1, -2), keepdim=True), x[..., :36].mean((2, 3)), x.mean(1), x.mean((1, 2))
+
+    x = torch.rand(2, 3, 64, 40)
+    graph = torch.export.export(Means(), (x,)).module(check_guards=False)
+    for got, expected in zip(means_in_steps(graph)(x), Means()(x), strict=True):
+        torch.testing.assert_close(got, expected)
+    pooled = [node for node in graph.graph.nodes if node.target == torch.ops.aten.avg_pool2d.default]
+    assert len(pooled) == 2, "64 x 40 once for each of the first two, never where a side is no multiple of 8"
 
 
 def test_the_split_is_for_xnnpack_only() -> None:
