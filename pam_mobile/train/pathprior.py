@@ -91,8 +91,12 @@ class PathPrior:
         return [self.space[int(index)] for index in best]
 
     def save(self, folder: FilePath) -> None:
-        """Write the votes with the hashes of the network that judged and of the cost table."""
-        digest = tensorfile.write(folder / TENSORS, {"votes": torch.from_numpy(self.votes.astype(np.int32))})
+        """Write the votes with the hashes of the network that judged and of the cost table.
+
+        Nearly all paths have none, so a vote is a row of half, budget, path and count.
+        """
+        given = np.column_stack([*self.votes.nonzero(), self.votes[self.votes.nonzero()]])
+        digest = tensorfile.write(folder / TENSORS, {"votes": torch.from_numpy(given.astype(np.int32))})
         document = {
             "budgets": list(self.budgets),
             "step": self.step,
@@ -113,9 +117,14 @@ class PathPrior:
                 raise InputError(f"{folder / DOCUMENT} was made with another {kind}", REMEDY)
         budgets, file = tuple(document["budgets"]), folder / TENSORS
         layout = tensorfile.read_layout(file, document["tensors_sha256"], REMEDY)
-        wanted: tensorfile.Layout = {"votes": (torch.int32, (2, len(budgets), len(space)))}
-        tensorfile.require_layout(layout, wanted, file, "the votes for these budgets and paths")
-        return cls(space, budgets, document["step"], tensorfile.read(file)["votes"].numpy().astype(np.int64), judge)
+        count = next((shape[0] for _, shape in layout.values() if shape), 0)
+        tensorfile.require_layout(layout, {"votes": (torch.int32, (count, 4))}, file, "votes for paths")
+        given = tensorfile.read(file)["votes"].numpy().astype(np.int64)
+        votes = np.zeros((2, len(budgets), len(space)), np.int64)
+        if (given < 0).any() or (given[:, :3] >= votes.shape).any():
+            raise InputError(f"{file} has votes for other budgets or paths", REMEDY)
+        votes[tuple(given[:, :3].T)] = given[:, 3]
+        return cls(space, budgets, document["step"], votes, judge)
 
 
 def stored_prior(folder: FilePath, preset: Preset, document: dict[str, Any]) -> PathPrior | None:

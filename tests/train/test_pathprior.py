@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 
 from pam_mobile import tensorfile
 from pam_mobile.config import HeldOut
@@ -139,17 +140,34 @@ def test_a_saved_prior_reads_back_for_the_same_network_and_costs_only(tmp_path: 
         PathPrior.load(tmp_path, SPACE, "a" * 64)
 
 
-def test_votes_of_another_shape_are_refused_and_a_disk_that_drops_them_is_noticed(
-    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prior = replace(voted(), judge="a" * 64)
-    prior.save(tmp_path)
+@pytest.mark.parametrize(
+    ("votes", "complaint"),
+    [
+        (torch.ones(3, 3, dtype=torch.int32), r"does not hold votes .* int32 \(3, 3\), not int32 \(3, 4\)"),
+        (torch.ones(3, 4), r"does not hold votes .* float32 \(3, 4\), not int32"),
+        (torch.tensor(1, dtype=torch.int32), "does not hold votes"),
+        (torch.tensor([[0, 0, 0, 1], [2, 0, 0, 1]], dtype=torch.int32), "other budgets or paths"),
+        (torch.tensor([[0, len(FLAT.budgets), 0, 1]], dtype=torch.int32), "other budgets or paths"),
+        (torch.tensor([[0, 0, len(SPACE), 1]], dtype=torch.int32), "other budgets or paths"),
+        (torch.tensor([[0, -1, 0, 1]], dtype=torch.int32), "other budgets or paths"),
+    ],
+)
+def test_votes_that_are_none_are_refused(votes: Tensor, complaint: str, tmp_path: FilePath) -> None:
+    replace(voted(), judge="a" * 64).save(tmp_path)
     document = read_sealed_json(tmp_path / pathprior.DOCUMENT, "")
-    votes = {"votes": torch.from_numpy(prior.votes[:, 1:].astype(np.int32))}
-    document["tensors_sha256"] = tensorfile.write(tmp_path / pathprior.TENSORS, votes)
+    document["tensors_sha256"] = tensorfile.write(tmp_path / pathprior.TENSORS, {"votes": votes})
     write_sealed_json(tmp_path / pathprior.DOCUMENT, document)
-    with pytest.raises(InputError, match=r"does not hold the votes .* int32 \(2, 9, 512\), not int32 \(2, 10, 512\)"):
+    with pytest.raises(InputError, match=complaint):
         PathPrior.load(tmp_path, SPACE, "a" * 64)
+
+
+def test_a_prior_without_votes_reads_back(tmp_path: FilePath) -> None:
+    replace(FLAT, judge="a" * 64).save(tmp_path)
+    assert not PathPrior.load(tmp_path, SPACE, "a" * 64).votes.any()
+
+
+def test_a_disk_that_drops_votes_is_noticed(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = replace(voted(), judge="a" * 64)
     monkeypatch.setattr(os, "write", lambda handle, data: len(data))
     with pytest.raises(SetupError, match="read back"):
         prior.save(tmp_path / "other")
