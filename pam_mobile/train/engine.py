@@ -244,10 +244,15 @@ class Trainer:
         settings, digest = self.config.paths, start.document["weights"]["sha256"]
         if settings.uniform_prior or settings.gumbel_only:
             return PathPrior.flat(start.preset, self.space)
-        if self.processes.first and not (self.out / pathprior.DOCUMENT).exists():
-            rng = np.random.default_rng([self.config.seed, 3])
-            prior = estimate_prior(start.supernet, digest, voters, self.space, settings.prior_paths, rng, self.reporter)
-            prior.save(self.out)
+        made = self.processes.from_first(lambda: {"made": (self.out / pathprior.DOCUMENT).exists()})["made"]
+        if not made:
+            part = self.processes.rank, self.processes.count
+            network, count = start.supernet, settings.prior_paths
+            prior = estimate_prior(network, digest, voters, self.space, count, self.config.seed, part, self.reporter)
+            self.processes.wait()
+            self.processes.sum(torch.from_numpy(prior.votes))
+            if self.processes.first:
+                prior.save(self.out)
         self.processes.wait()
         return PathPrior.load(self.out, self.space, digest)
 

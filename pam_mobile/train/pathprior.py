@@ -148,25 +148,28 @@ def estimate_prior(
     batches: Sequence[Batch],
     space: PathSpace,
     paths_per_budget: int,
-    rng: np.random.Generator,
+    seed: int,
+    part: tuple[int, int] = (0, 1),
     reporter: Reporter | None = None,
 ) -> PathPrior:
     """Let the network judge random paths near every budget on composites; each image votes for the best one.
 
     judge: SHA-256 of the network's weights; space: at the preset's reference size. Among equals the cheapest path wins.
+    part: (i, n) casts the i-th of n parts of the votes; all parts together are the votes of (0, 1).
     """
     reporter = reporter or Silent()
     prior = replace(PathPrior.flat(network.preset, space), judge=judge)
-    near = [window(space, macs, prior.step) for macs in prior.budgets]
-    with reporter.progress("counting the best paths per budget", len(batches) * len(near)) as advance:
-        for batch in batches:
-            for row, inside in enumerate(near):
-                drawn = rng.permutation(inside)[:paths_per_budget]
-                drawn = drawn[np.argsort(space.costs[drawn], kind="stable")]
-                errors = np.stack([sads(network, [batch], space[int(index)]).cpu().numpy() for index in drawn])
-                for image, winner in enumerate(drawn[errors.argmin(0)]):
-                    prior.votes[image % 2, row, winner] += 1
-                advance(note=f"{prior.budgets[row] / GIGA:.1f}G")
+    first, parts = part
+    ballots = [(batch, row) for batch in range(len(batches)) for row in range(len(prior.budgets))][first::parts]
+    with reporter.progress("counting the best paths per budget", len(ballots)) as advance:
+        for batch, row in ballots:
+            near = window(space, prior.budgets[row], prior.step)
+            drawn = np.random.default_rng([seed, batch, row]).permutation(near)[:paths_per_budget]
+            drawn = drawn[np.argsort(space.costs[drawn], kind="stable")]
+            errors = np.stack([sads(network, [batches[batch]], space[int(index)]).cpu().numpy() for index in drawn])
+            for image, winner in enumerate(drawn[errors.argmin(0)]):
+                prior.votes[image % 2, row, winner] += 1
+            advance(note=f"{prior.budgets[row] / GIGA:.1f}G")
     return prior
 
 

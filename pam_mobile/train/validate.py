@@ -39,7 +39,8 @@ def held_out_composites(
     bank = synthetic_bank(seed, count, count, held_out.size, kinds, reporter).to(device)
     rng = Generator().manual_seed(split)
     composer = Composer(second=0, hard=0, known=0)
-    return [composer.whole(bank, first, min(BATCH, count - first), rng) for first in range(0, count, BATCH)]
+    batches = [composer.whole(bank, first, min(BATCH, count - first), rng) for first in range(0, count, BATCH)]
+    return [b._replace(image=b.image.contiguous(memory_format=torch.channels_last)) for b in batches]
 
 
 def sad_per_image(alpha: Tensor, batch: Batch) -> Tensor:

@@ -100,7 +100,7 @@ def test_each_image_votes_once_per_budget_for_its_best_path(monkeypatch: pytest.
         return torch.tensor([1.0 - path.bits[i] + 0.01 * path.bits[8] for i in range(3)])
 
     monkeypatch.setattr(pathprior, "sads", errors)
-    prior = estimate_prior(Supernet(TINY), "a" * 64, batches, SPACE, 1000, np.random.default_rng(0))
+    prior = estimate_prior(Supernet(TINY), "a" * 64, batches, SPACE, 1000, seed=0)
     assert prior.judge == "a" * 64
     assert (prior.votes.sum((0, 2)) == 3).all()
     assert (prior.votes[0].sum(1) == 2).all()
@@ -138,6 +138,17 @@ def test_a_saved_prior_reads_back_for_the_same_network_and_costs_only(tmp_path: 
     (tmp_path / pathprior.TENSORS).write_bytes(data)
     with pytest.raises(IntegrityError):
         PathPrior.load(tmp_path, SPACE, "a" * 64)
+
+
+def test_processes_share_the_counting_and_the_votes_are_those_of_one() -> None:
+    torch.manual_seed(0)
+    network = Supernet(TINY)
+    batches = held_out_composites(HeldOut(10, 64), ("solid", "hair"), VOTES, torch.device("cpu"))
+    alone = estimate_prior(network, "a" * 64, batches, SPACE, 2, seed=5)
+    parts = [estimate_prior(network, "a" * 64, batches, SPACE, 2, seed=5, part=(i, 3)) for i in range(3)]
+    assert np.array_equal(sum(part.votes for part in parts), alone.votes)
+    assert all(part.votes.any() for part in parts)
+    assert not np.array_equal(estimate_prior(network, "a" * 64, batches, SPACE, 2, seed=6).votes, alone.votes)
 
 
 @pytest.mark.parametrize(
