@@ -56,6 +56,8 @@ ROUNDING = 1 << 20
 """In the place of a shard's number, for what is the same in all of them."""
 MOST_SKIPPED = 10
 """So many steps in a row without a finite gradient end the training."""
+ASTRAY = 1.15
+"""A SAD on held-out composites so many times the best one of its stage is told to the user."""
 
 
 class Outcome(NamedTuple):
@@ -378,12 +380,14 @@ class Trainer:
         self, stage: int, step: int, plan: Stage, losses: dict[str, float], crops_per_second: float, skipped: int
     ) -> None:
         network = self.averaged()
-
-        largest, smallest = Path.all_run(self.space.units), Path.all_bypass(self.space.units)
-
-        def sad(path: Path) -> float:
-            return round(float(sads(network, self.held_out, path).mean()), 5)
-
+        paths = Path.all_bypass(self.space.units), Path.all_run(self.space.units)
+        smallest, largest = (round(float(sads(network, self.held_out, path).mean()), 5) for path in paths)
+        best = min((other["sad_largest"] for other in self.log.rows() if other["stage"] == stage), default=math.inf)
+        if not largest <= ASTRAY * best:
+            self.reporter.warn(
+                f"stage {stage}, step {step}: SAD of the largest path is {largest:.3f}, and was {best:.3f} before; "
+                f"if it does not recover, train again with a lower learning rate (--set stage{stage}.learning_rate=...)"
+            )
         row = {
             "stage": stage,
             "step": step,
@@ -391,11 +395,11 @@ class Trainer:
             "learning_rate": learning_rate(plan, step - 1, self.config.warmup),
             "skipped": skipped,
             "crops_per_second": round(crops_per_second, 2),
-            "sad_largest": sad(largest),
-            "sad_smallest": sad(smallest),
+            "sad_largest": largest,
+            "sad_smallest": smallest,
         }
         self.log.append(row)
-        self.log.draw(stage, network, self.held_out[0], (smallest, largest))
+        self.log.draw(stage, network, self.held_out[0], paths)
         self.reporter.detail(json.dumps(row))
 
     def _finish(self, stage: int, objective: Objective, spent: dict[str, Any]) -> None:

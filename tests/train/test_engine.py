@@ -302,6 +302,26 @@ def test_training_beats_its_start_on_what_it_sees(tmp_path: Path) -> None:
     assert trained < 0.8 * prior < half_sads(seen).mean()
 
 
+def test_training_that_goes_astray_is_told_once_per_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SADs per stage: a rise within one is told, the drop or rise from stage to stage is not."""
+    scores = iter([2.0, 2.2, 2.4, 2.0, 9.0, 9.0, 8.0, 9.1, 9.3, float("nan")])
+    monkeypatch.setattr(
+        engine, "sads", lambda network, batches, path: torch.tensor([next(scores) if all(path) else 5.0])
+    )
+    trainer = Trainer(TINY_RUN, tmp_path / "run", Reporter())
+    trainer.ema = trainer.supernet.state_dict()
+    trainer.held_out = held_out_composites(HeldOut(2, 64), ("solid",), 1, torch.device("cpu"))
+    for stage, steps in ((1, 4), (2, 6)):
+        for step in range(steps):
+            trainer._log(stage, step + 1, TINY_RUN.stage1, {"loss": 0.1}, 1.0, 0)
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning: stage" in line]
+    assert [line.split(":")[1].strip() for line in told] == ["stage 1, step 3", "stage 2, step 5", "stage 2, step 6"]
+    assert "2.400, and was 2.000 before" in told[0]
+    assert "--set stage2.learning_rate" in told[1]
+
+
 def test_a_change_is_that_of_the_means_with_the_error_of_their_ratio() -> None:
     baseline = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert change(0.9 * baseline, baseline) == (pytest.approx(-0.1), pytest.approx(0.0, abs=1e-6))
