@@ -19,17 +19,44 @@ SPARE = 0.25
 """Share of foregrounds that are drawn in excess, to take the place of those that are passed over."""
 TRIES = 2
 """Crops that are drawn for each composite of an order; the first usable one is kept."""
+LOOK = 4
+"""Whether a crop is usable is judged on every so many rows and columns of it, before it is rendered."""
+
+
+class Views(NamedTuple):
+    """Crops of a bank's patches that were drawn and not rendered yet, on the bank's device."""
+
+    patch: Tensor
+    """(N,) int64."""
+    matrix: Tensor
+    """(N, 2, 2) of `random_affine`."""
+    centre: Tensor
+    """(N, 2) pixels (x, y) of the patch."""
+    radius: Tensor
+    """(N, 2) width of the unknown band towards foreground and background, in pixels of the crop."""
+
+    def rows(self, index: Tensor) -> Views:
+        return Views(*(x[index] for x in self))
+
+    @property
+    def scale(self) -> Tensor:
+        """(N,) pixels of the patch per pixel of the crop."""
+        (a, b), (c, d) = self.matrix.permute(1, 2, 0)
+        return (a * d - b * c).abs().sqrt()
 
 
 class Layer(NamedTuple):
     """A foreground to be put over something. N x H x W, float."""
 
     foreground: Tensor
-    """(N, 3, H, W) in [0, 1]."""
+    """(N, 3, H, W) in [0, 1]; (N, 0, H, W) where only the shape is asked for."""
     alpha: Tensor
     """(N, 1, H, W) in [0, 1]."""
     depth: Tensor
     """(N, 1, H, W) signed distance to what is soft, in output pixels."""
+
+    def rows(self, index: Tensor) -> Layer:
+        return Layer(*(x[index] for x in self))
 
 
 class Batch(NamedTuple):
@@ -73,49 +100,81 @@ class Composer:
     def __call__(self, bank: Bank, batch: int, crop: int, rng: Generator) -> Batch:
         """A batch of `batch` composites of `crop` x `crop` pixels, determined by the generator's state."""
         drawn = batch + (math.ceil(batch * SPARE) if self.known else 0)
-        index = torch.randint(len(bank.patches), (drawn,), generator=rng)
-        return self._compose(self._crops(bank, index, crop, rng), bank, batch, rng)
+        views = self._views(bank, torch.randint(len(bank.patches), (drawn,), generator=rng), crop, rng)
+        usable = self._usable(self._trimap(self._shapes(bank, views, crop), views.radius))
+        views = views.rows(usable.argsort(descending=True, stable=True)[:batch])
+        layer = self._over_neighbours(self._crops(bank, views, crop, rng), views.radius, rng)
+        index = torch.randint(len(bank.backgrounds), (batch,), generator=rng)
+        return self._over_background(layer, self._trimap(layer, views.radius), bank, index, rng)
 
     def ordered(self, bank: Bank, rows: Tensor, crop: int, rng: Generator) -> Batch:
         """Composites of an order, none left out.  rows: (N, 3) int64 on the CPU, those of `Order.take`."""
-        tries = rows.repeat(TRIES, 1)
-        layer = self._crops(bank, tries[:, 0], crop, rng)
-        two = (tries[:, 1] >= 0).nonzero()[:, 0]
+        n, two = len(rows), (rows[:, 1] >= 0).nonzero()[:, 0]
+        fronts = self._views(bank, rows[:, 0].repeat(TRIES), crop, rng)
+        backs = self._views(bank, rows[two, 1].repeat(TRIES), crop, rng)
+        shapes = self._shapes(bank, fronts, crop)
         if len(two):
-            layer = _put_some_over(layer, two, self._crops(bank, tries[two, 1], crop, rng), self.naive)
-        trimap = self._trimap(layer.alpha, layer.depth, rng)
-        best = self._usable(trimap).reshape(TRIES, len(rows)).argmax(0)
-        best = best * len(rows) + torch.arange(len(rows), device=best.device)
-        return self._over_background(layer.foreground[best], layer.alpha[best], trimap[best], bank, rows[:, 2], rng)
+            tries = (two + n * torch.arange(TRIES)[:, None]).flatten()
+            shapes = _put_some_over(shapes, tries, self._shapes(bank, backs, crop))
+        best = self._usable(self._trimap(shapes, fronts.radius)).view(TRIES, n).argmax(0)
+        at = torch.arange(n, device=best.device)
+        fronts = fronts.rows(best * n + at)
+        layer = self._crops(bank, fronts, crop, rng)
+        if len(two):
+            behind = backs.rows(best[two.to(best.device)] * len(two) + at[: len(two)])
+            layer = _put_some_over(layer, two, self._crops(bank, behind, crop, rng), self.naive)
+        return self._over_background(layer, self._trimap(layer, fronts.radius), bank, rows[:, 2], rng)
 
     def whole(self, bank: Bank, first: int, batch: int, rng: Generator) -> Batch:
-        """Composites of the bank's patches from `first` on as they are, as a photo shows its object whole."""
+        """Composites of the bank's patches from `first` on as they are, as a photo shows its object whole.
+
+        Those that are usable come first.
+        """
         planes = bank.patches[first : first + batch].float()
-        return self._compose(self._layer(planes, torch.ones(len(planes)), rng), bank, len(planes), rng)
+        n = len(planes)
+        layer = self._layer(planes, torch.ones(n), rng)
+        two = (torch.rand(n, generator=rng) < self.second).nonzero()[:, 0]
+        layer = _put_some_over(layer, two, layer.rows(two - 1))
+        trimap = self._trimap(layer, self._radius(n, planes.shape[-1], rng))
+        best = self._usable(trimap).argsort(descending=True, stable=True)
+        index = torch.randint(len(bank.backgrounds), (n,), generator=rng)
+        return self._over_background(layer.rows(best), trimap[best], bank, index, rng)
 
-    def _crops(self, bank: Bank, index: Tensor, crop: int, rng: Generator) -> Layer:
+    def _views(self, bank: Bank, index: Tensor, crop: int, rng: Generator) -> Views:
         """Random crops of the patches (N,), around a soft pixel each."""
-        patches = bank.patches[index.to(bank.patches.device)].float()
-        matrix, centre = random_affine(len(index), self.scale, rng), soft_point(patches[:, 4], rng)
-        sharp = torch.rand(len(index), generator=rng) < self.sharp
+        device, n = bank.patches.device, len(index)
+        patch, matrix = index.to(device), random_affine(n, self.scale, rng)
+        centre = soft_point(bank.patches[patch, 4], rng)
+        sharp = torch.rand(n, generator=rng) < self.sharp
         matrix[sharp] = torch.eye(2) * matrix[sharp].diagonal(dim1=1, dim2=2).sign()[:, None]
-        centre[sharp.to(centre.device)] += 0.5 * (1 - crop % 2)
-        planes = warp(patches, matrix, centre, crop)
-        return self._layer(planes, matrix.det().abs().sqrt(), rng)
+        centre[sharp.to(device)] += 0.5 * (1 - crop % 2)
+        return Views(patch, matrix.to(device), centre, self._radius(n, crop, rng).to(device))
 
-    def _compose(self, layer: Layer, bank: Bank, batch: int, rng: Generator) -> Batch:
-        """The `batch` most usable of N layers over random backgrounds, some of them over their neighbour first."""
-        two = (torch.rand(len(layer.alpha), generator=rng) < self.second).nonzero()[:, 0]
-        layer = _put_some_over(layer, two, Layer(*(x[two.to(x.device) - 1] for x in layer)))
-        trimap = self._trimap(layer.alpha, layer.depth, rng)
-        best = self._usable(trimap).argsort(descending=True, stable=True)[:batch]
-        index = torch.randint(len(bank.backgrounds), (batch,), generator=rng)
-        return self._over_background(layer.foreground[best], layer.alpha[best], trimap[best], bank, index, rng)
+    def _radius(self, n: int, crop: int, rng: Generator) -> Tensor:
+        low, high = self.trimap_radius
+        return low + (high * crop - low) * uniform((2, n), 0, 1, rng).T ** 2
 
-    def _over_background(
-        self, foreground: Tensor, alpha: Tensor, trimap: Tensor, bank: Bank, index: Tensor, rng: Generator
-    ) -> Batch:
+    def _shapes(self, bank: Bank, views: Views, crop: int) -> Layer:
+        """What the crops look like without colours, `LOOK` times as small."""
+        planes = bank.patches[views.patch, 3:].float()
+        planes = warp(planes, views.matrix * LOOK, views.centre, crop // LOOK)
+        return Layer(planes[:, :0], *_shape(planes, views.scale))
+
+    def _crops(self, bank: Bank, views: Views, crop: int, rng: Generator) -> Layer:
+        planes = warp(bank.patches[views.patch].float(), views.matrix, views.centre, crop)
+        return self._layer(planes, views.scale, rng)
+
+    def _over_neighbours(self, layer: Layer, radius: Tensor, rng: Generator) -> Layer:
+        """The layers, some of them put over the one before where that leaves a usable trimap."""
+        two = (torch.rand(len(layer.alpha), generator=rng) < self.second).nonzero()[:, 0].to(layer.alpha.device)
+        front = layer.rows(two)
+        both = put_over(front, layer.rows(two - 1))
+        usable = self._usable(self._trimap(both, radius[two])).bool()[:, None, None, None]
+        return Layer(*(x.index_copy(0, two, y.where(usable, z)) for x, y, z in zip(layer, both, front, strict=True)))
+
+    def _over_background(self, layer: Layer, trimap: Tensor, bank: Bank, index: Tensor, rng: Generator) -> Batch:
         """The composites over views of the backgrounds `index` (N,)."""
+        foreground, alpha, _ = layer
         background = self._backgrounds(bank.backgrounds, index, alpha.shape[-1], rng)
         background = self._raise_contrast(foreground, background, trimap, rng)
         image = degrade(background.lerp(foreground, alpha), rng)
@@ -128,9 +187,7 @@ class Composer:
 
     def _layer(self, planes: Tensor, scale: Tensor, rng: Generator) -> Layer:
         """planes: (N, 5, H, W) of `make_patch`; scale: (N,) their pixels per output pixel."""
-        foreground = colour_jitter(planes[:, 0:3], self.foreground_jitter, rng)
-        alpha = (planes[:, 3:4] / 255).clamp(0, 1)
-        return Layer(foreground, alpha, (planes[:, 4:5] - DISTANCE_ZERO) / scale.to(planes)[:, None, None, None])
+        return Layer(colour_jitter(planes[:, :3], self.foreground_jitter, rng), *_shape(planes[:, 3:], scale))
 
     def _backgrounds(self, backgrounds: Tensor, index: Tensor, crop: int, rng: Generator) -> Tensor:
         batch = len(index)
@@ -142,12 +199,12 @@ class Composer:
         sigma = uniform((batch,), 0.5, 4, rng) * (torch.rand(batch, generator=rng) < self.out_of_focus)
         return gaussian_blur(background, sigma, 8)
 
-    def _trimap(self, alpha: Tensor, depth: Tensor, rng: Generator) -> Tensor:
-        low, high = self.trimap_radius
-        width = low + (high * alpha.shape[-1] - low) * uniform((2, alpha.shape[0], 1, 1, 1), 0, 1, rng).to(alpha) ** 2
-        foreground = (depth > width[0]) & (alpha > 254.5 / 255)
-        background = (depth < -width[1]) & (alpha < 0.5 / 255)
-        return 0.5 + 0.5 * foreground.to(alpha) - 0.5 * background.to(alpha)
+    @staticmethod
+    def _trimap(layer: Layer, radius: Tensor) -> Tensor:
+        inner, outer = radius.to(layer.depth).T[:, :, None, None, None]
+        foreground = (layer.depth > inner) & (layer.alpha > 254.5 / 255)
+        background = (layer.depth < -outer) & (layer.alpha < 0.5 / 255)
+        return 0.5 + 0.5 * foreground.to(layer.alpha) - 0.5 * background.to(layer.alpha)
 
     def _raise_contrast(self, foreground: Tensor, background: Tensor, trimap: Tensor, rng: Generator) -> Tensor:
         """Invert, in place, backgrounds that look like their foreground inside the unknown region, but for a few hard ones."""
@@ -162,19 +219,25 @@ class Composer:
 def soft_point(depth: Tensor, rng: Generator) -> Tensor:
     """A random pixel (x, y) per patch, as near to the soft region as the best of a few random candidates.
 
-    depth: (N, S, S) with 128 inside the soft region. Returns (N, 2).
+    depth: (N, S, S) uint8 with 128 inside the soft region. Returns (N, 2).
     """
     n, size = depth.shape[0], depth.shape[-1]
     at = torch.randint(size * size, (n, CANDIDATES), generator=rng).to(depth.device)
-    distance = (depth.flatten(1).gather(1, at) - DISTANCE_ZERO).abs()
+    distance = (depth.flatten(1).gather(1, at).float() - DISTANCE_ZERO).abs()
     best = at.gather(1, distance.argmin(1, keepdim=True))[:, 0]
     return torch.stack([best % size, best // size], 1).float()
+
+
+def _shape(planes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Alpha and depth of `Layer`.  planes: (N, 2, H, W), the last two of `make_patch`; scale: (N,) their pixels per output pixel."""
+    depth = (planes[:, 1:] - DISTANCE_ZERO) / scale.to(planes)[:, None, None, None]
+    return (planes[:, :1] / 255).clamp(0, 1), depth
 
 
 def _put_some_over(layers: Layer, rows: Tensor, backs: Layer, naive: bool = False) -> Layer:
     """The layers, those of `rows` (M,) put over `backs` (M layers)."""
     where = rows.to(layers.alpha.device)
-    both = put_over(Layer(*(x[where] for x in layers)), backs, naive)
+    both = put_over(layers.rows(where), backs, naive)
     return Layer(*(x.index_copy(0, where, y) for x, y in zip(layers, both, strict=True)))
 
 

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,6 +71,32 @@ def test_crops_that_no_trimap_could_describe_are_passed_over() -> None:
     assert (rarest(Composer(known=0)) < 0.01).sum() > 2 * (rarest(Composer()) < 0.01).sum()
 
 
+def test_crops_are_judged_by_what_is_rendered() -> None:
+    """The small view of a crop shows, on every fourth row and column, what lies there."""
+    composer, rng = Composer(), generator(3)
+    views = composer._views(bank(), torch.arange(12), 64, rng)
+    small, crop = composer._shapes(bank(), views, 64), composer._crops(bank(), views, 64, rng)
+    for name, far in (("alpha", 0.1), ("depth", 5.0)):
+        there = F.avg_pool2d(getattr(crop, name)[..., 1:, 1:], 2, stride=4)
+        seen = getattr(small, name)
+        assert seen.shape == there.shape
+        assert (seen - there).abs().mean() < far / 10
+        assert (seen.roll(1, 0) - there).abs().mean() > far  # negative control: another crop's
+
+
+def test_a_second_foreground_comes_only_where_the_trimap_stays_usable() -> None:
+    added = refused = 0
+    for seed in range(6):
+        one, two = (Composer(second=share, hard=1)(bank(), 8, 64, generator(seed)) for share in (0, 1))
+        shares = torch.stack([(two.trimap == v).float().mean((1, 2, 3)) for v in (0, 0.5, 1)]).amin(0)
+        changed = (one.alpha != two.alpha).any(-1).any(-1)[:, 0]
+        assert (shares[changed] >= Composer.known).all()
+        assert torch.equal(one.trimap[~changed], two.trimap[~changed])
+        added, refused = added + int(changed.sum()), refused + int((~changed).sum())
+    assert added >= 10
+    assert refused >= 3
+
+
 def test_a_whole_composite_shows_every_patch_as_it_is() -> None:
     b = Composer(second=0, known=0).whole(bank(), 3, 5, generator(0))
     assert torch.equal(b.alpha, bank().patches[3:8, 3:4].float() / 255)
@@ -84,7 +111,8 @@ def test_a_sharp_crop_holds_the_patch_s_own_alphas_and_a_warped_one_does_not(cro
     bank, index = Bank(noise, noise[:, :3]), torch.zeros(6, dtype=torch.int64)
 
     def misses(sharp: float) -> float:
-        alpha = Composer(sharp=sharp)._crops(bank, index, crop, torch.Generator().manual_seed(1)).alpha * 255
+        composer, rng = Composer(sharp=sharp), generator(1)
+        alpha = composer._crops(bank, composer._views(bank, index, crop, rng), crop, rng).alpha * 255
         return float((alpha - alpha.round()).abs().mean())
 
     assert misses(1.0) < 1e-2
