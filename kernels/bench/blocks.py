@@ -79,7 +79,7 @@ def trials(device: str, dry: bool) -> Iterator[Trial]:
             yield _trial(
                 f"{name} weight_grad",
                 k,
-                weight_grad_config(k, dry),
+                weight_grad_config(k, dtype, dry),
                 lambda entry, x=x, k=k: weight_grad(x, x, k, 1, entry),
             )
     for channels, side in ((16, 8),) if dry else CONNECTS:

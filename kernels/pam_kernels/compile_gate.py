@@ -1,6 +1,6 @@
 """Compile every kernel configuration for several architectures, without a GPU, and look for what would make it slow or fail.
 
-python -m pam_kernels.compile_gate [--arch 80,86,90] [--only NAME] [--rotate]       without TRITON_INTERPRET
+python -m pam_kernels.compile_gate [--arch 80,86,90] [--only NAME]       without TRITON_INTERPRET
 
 A build fails if more than a few registers spill to memory, if it needs more shared memory than the architecture has, or if
 instructions are missing that its design counts on: tensor cores, loads of 128 bits. This says nothing about speed.
@@ -109,15 +109,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pam_kernels.compile_gate")
     parser.add_argument("--arch", default="80,86,90", type=lambda text: [int(arch) for arch in text.split(",")])
     parser.add_argument("--only", default="", help="builds whose name starts with this")
-    parser.add_argument("--rotate", action="store_true", help="each build for one of the architectures only, in turns")
     options = parser.parse_args(arguments)
     if triton.knobs.runtime.interpret:
         parser.error("unset TRITON_INTERPRET: a process interprets kernels or compiles them")
     bad = 0
-    for i, build in enumerate(builds()):
+    for build in builds():
         if not build.name.startswith(options.only):
             continue
-        for arch in options.arch if not options.rotate else options.arch[i % len(options.arch) :][:1]:
+        for arch in options.arch:
             resources = compile_build(build, arch)
             faults = resources.faults(build, arch)
             bad += bool(faults)

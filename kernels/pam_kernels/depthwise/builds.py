@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..build import Build
-from .configs import DIRECT, HANKEL, TOEPLITZ, Direct, Toeplitz, convolution_config
+from .configs import DIRECT, HANKEL, TOEPLITZ, Direct, Toeplitz, convolution_config, weight_grad_config
 from .forward import Role, band_kernel, direct_kernel, toeplitz_kernel
 from .grad_weight import constants, hankel_kernel
 
@@ -25,13 +25,14 @@ def builds() -> Iterator[Build]:
         for name, (up, down) in ROLES.items():
             yield from _convolution(name, Role(k, up, down, up > 1), dtype)
     yield from _convolution("forward", Role(7, 1, 1, False), torch.float16)
-    for sizes, config in HANKEL.items():
+    for k in (sizes[-1] for sizes in HANKEL):
         for stride, dtype in ((1, torch.bfloat16), (2, torch.bfloat16), (1, torch.float32)):
+            config = weight_grad_config(k, dtype, False)
             yield Build(
-                f"depthwise weight gradient k={sizes[-1]} stride {stride} {dtype}",
+                f"depthwise weight gradient k={k} stride {stride} {dtype}",
                 hankel_kernel,
                 dict.fromkeys(("x", "g"), TYPES[dtype]) | {"partial": "*fp32"} | INTEGERS,
-                constants(sizes[-1], stride, 2 * config.columns, config) | {"EMU": False},
+                constants(k, stride, 2 * config.columns, config) | {"EMU": False},
                 config.warps,
                 3,
                 ("x", "g", "partial", "WI", "WO"),

@@ -5,7 +5,7 @@ No entry is chosen at run time by timing. The interpreter has entries of its own
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -36,7 +36,7 @@ class Toeplitz:
 
 @dataclass(frozen=True)
 class Hankel:
-    """A program sums over `rows` rows of one image and channel, `columns` pixels at a time."""
+    """A program sums over `rows` rows of one image and channel, `columns` pixels at a time; the tables say it for two bytes each."""
 
     rows: int
     columns: int
@@ -69,9 +69,12 @@ def convolution_config(k: int, dtype: torch.dtype, stride: int, interpreter: boo
     return _entry(TOEPLITZ if stride == 1 else TOEPLITZ_STRIDED, k)
 
 
-def weight_grad_config(k: int, interpreter: bool) -> Hankel:
-    """Block sizes of the weight gradient."""
-    return INTERPRETER[2] if interpreter else _entry(HANKEL, k)
+def weight_grad_config(k: int, dtype: torch.dtype, interpreter: bool) -> Hankel:
+    """Block sizes of the weight gradient: wider numbers, fewer columns, or the registers do not hold them."""
+    if interpreter:
+        return INTERPRETER[2]
+    entry = _entry(HANKEL, k)
+    return replace(entry, columns=entry.columns * 2 // dtype.itemsize)
 
 
 def _entry(table: dict[range, Config], k: int) -> Config:

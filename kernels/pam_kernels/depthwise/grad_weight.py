@@ -71,7 +71,7 @@ def weight_grad(grad: Tensor, x: Tensor, k: int, stride: int, config: Hankel | N
     dtype = torch.promote_types(x.dtype, torch.float32)
     if x.numel() == 0:
         return x.new_zeros((c, 1, k, k), dtype=dtype)
-    config = config or weight_grad_config(k, EMU)
+    config = config or weight_grad_config(k, x.dtype, EMU)
     parts = n * triton.cdiv(h, config.rows)
     partial = x.new_empty((parts, c, 1, k, k), dtype=dtype)
     height, width = grad.shape[2:]
