@@ -167,7 +167,7 @@ class TrainConfig:
     precision: str = "auto"
     """`auto`, `fp32` or `bf16`: auto takes bf16 where the device computes in it natively."""
     weight_decay: float = 1e-6
-    magnitude_weight: float = 0.2
+    magnitude_weight: float = 0.02
     """Of the penalty on features that grow (train/magnitude.py); 0: none."""
     betas: tuple[float, float] = (0.9, 0.99)
     warmup: int = 50

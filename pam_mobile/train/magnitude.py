@@ -1,43 +1,56 @@
 """Small features: a penalty on those that outgrow the scale on which they began.
 
 Batch norm makes a unit indifferent to the scale of what it is given, so nothing in the losses is against features that grow, and from
-run to run they do, to thousands. Channel attention then saturates to gates that are open or shut, and neither float16 nor 8 bits
-have steps fine enough for what is left (docs/findings.md).
+run to run they do, to thousands; where it keeps its statistics, the scale passes through it, and training can go astray. Channel
+attention then saturates to gates that are open or shut, and neither float16 nor 8 bits have steps fine enough for what is left
+(docs/findings.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..model.ppm import PyramidPooling
-from ..model.selection import ChannelAttention
+from ..model.supernet import Supernet
+from ..model.unit import Unit
 
 LIMIT = 8.0
-"""Root mean square of the features that enter a unit or leave the pyramid pooling, up to which nothing is asked of them."""
+"""Root mean square of the features that enter or leave a unit or the pyramid pooling, up to which nothing is asked of them."""
 
 
 @contextmanager
-def magnitudes(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, every unit and pyramid that runs with gradients adds the mean square of its features to the list."""
+def magnitudes(network: Supernet) -> Iterator[list[Tensor]]:
+    """Inside, what runs with gradients adds mean squares to the list: of what enters a level's units, and of what each unit and the
+    pyramid makes."""
     found: list[Tensor] = []
 
-    def note(module: nn.Module, given: tuple[Any, ...], result: Tensor) -> None:
+    def note(features: Tensor) -> None:
         if torch.is_grad_enabled():
-            features = result if isinstance(module, PyramidPooling) else given[0]
             found.append(features.float().square().mean())
 
+    def note_given(module: nn.Module, given: tuple[Any, ...], result: Tensor) -> None:
+        note(given[0])
+
+    def note_result(module: nn.Module, given: tuple[Any, ...], result: Tensor) -> None:
+        note(result)
+
+    entries = [cast(Unit, units[0]).attention for units in network.net.unit_lists() if len(units)]
+    makers = [branch for unit in network.units for branch in (unit.blocks, unit.connect)]
     with ExitStack() as stack:
-        for module in network.modules():
-            if isinstance(module, ChannelAttention | PyramidPooling):
-                stack.callback(module.register_forward_hook(note).remove)
+        for module in entries:
+            stack.callback(module.register_forward_hook(note_given).remove)
+        for module in (*makers, *network.net.encoder.ppm):
+            stack.callback(module.register_forward_hook(note_result).remove)
         yield found
 
 
 def excess(found: list[Tensor]) -> Tensor:
-    """Scalar: mean of the logarithm of how many times their features are too large; 0 if none are. found: mean squares."""
-    return (torch.stack(found) / LIMIT**2).clamp(min=1).log().mean() / 2
+    """Scalar: sum of the logarithms of how many times features are too large; 0 if none are. found: mean squares.
+
+    A sum, so that one place that grows is held as firmly among many as among few.
+    """
+    return (torch.stack(found) / LIMIT**2).clamp(min=1).log().sum() / 2
