@@ -128,7 +128,7 @@ class Composer:
     def whole(self, bank: Bank, first: int, batch: int, rng: Generator) -> Batch:
         """Composites of the bank's patches from `first` on as they are, as a photo shows its object whole.
 
-        Those that are usable come first.
+        Those that are usable come first, and none is left out: published figures are of these composites.
         """
         planes = bank.patches[first : first + batch].float()
         n = len(planes)

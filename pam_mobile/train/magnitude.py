@@ -24,8 +24,10 @@ LIMIT = 8.0
 
 @contextmanager
 def magnitudes(network: Supernet) -> Iterator[list[Tensor]]:
-    """Inside, what runs with gradients adds mean squares to the list: of what enters a level's units, and of what each unit and the
-    pyramid makes."""
+    """Inside, features that are computed with gradients add their mean squares to the list.
+
+    Those that enter the first unit of a level, and those that a unit or the pyramid makes; what other units are given is among them.
+    """
     found: list[Tensor] = []
 
     def note(features: Tensor) -> None:

@@ -84,13 +84,13 @@ def test_only_the_excess_counts_and_as_a_logarithm() -> None:
 
 def test_training_against_it_makes_features_small(network: Supernet) -> None:
     run = Path.all_run(len(network.units))
-    optimiser = torch.optim.Adam(network.parameters(), lr=0.1)
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
     before = float(excess(_sizes(network, run)).detach())
-    for _ in range(50):
+    for _ in range(100):
         optimiser.zero_grad()
         excess(_sizes(network, run)).backward()
         optimiser.step()
-    assert float(excess(_sizes(network, run)).detach()) < 0.9 * before
+    assert float(excess(_sizes(network, run)).detach()) < 0.5 * before
 
 
 def test_a_negative_weight_is_refused() -> None:
