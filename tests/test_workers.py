@@ -7,7 +7,10 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path as FilePath
 
 import pytest
 
@@ -41,6 +44,95 @@ def test_a_killed_worker_ends_the_work_at_once_and_leaves_nobody(killed_at: int)
     assert caught.value.code == 4
     assert time.monotonic() - start < 30
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_a_worker_that_ends_in_the_middle_of_a_result_is_not_waited_for(end: str) -> None:
+    """What it has written is in the pipe, and who shares a pipe among workers waits for the rest forever."""
+    results = in_processes(_much, [1, 1 << 24, 1 << 24, 1 << 24], 2)
+    assert len(next(results)) == 1
+    deadline = time.monotonic() + 60
+    workers = multiprocessing.active_children()
+    while not all(_waits_for_its_pipe(worker.pid) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if end == "kill":
+        os.kill(workers[0].pid or 0, signal.SIGKILL)
+        with pytest.raises(SetupError, match="a worker process was killed"):
+            list(results)
+    results.close()  # type: ignore[attr-defined]
+    assert multiprocessing.active_children() == []
+
+
+def _much(size: int) -> bytes:
+    return bytes(size)
+
+
+def _waits_for_its_pipe(pid: int | None) -> bool:
+    """Whether a process is stopped in a write to its pipe (a socket), which is full."""
+    return "send" in FilePath(f"/proc/{pid}/wchan").read_text()
+
+
+def test_ctrl_c_at_any_moment_ends_all_processes(tmp_path: FilePath) -> None:
+    """Sent to the whole group, as a terminal does, while workers start, work and write large results."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    for delay in (0.0, 0.5, 1.5, 3.0):
+        with subprocess.Popen(
+            [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            time.sleep(delay)
+            os.killpg(process.pid, signal.SIGINT)
+            said, complaints = process.communicate(timeout=60)
+        assert (said, complaints, process.returncode) == ("interrupted\n", "", 0)
+        deadline = time.monotonic() + 20  # multiprocessing's own helper ends a moment later
+        while _alive(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+SCRIPT = """
+import os
+from pam_mobile.workers import in_processes
+if __name__ == "__main__":
+    print("begun", flush=True)
+    try:
+        for _ in in_processes(os.urandom, [1 << 22] * 10000, 2, chunk=2):
+            pass
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_the_caller_gets_the_worker_s_traceback_and_what_pickles_cannot_hold_as_text() -> None:
+    with pytest.raises(ValueError, match="plain") as caught:
+        list(in_processes(_fail_in_words, ["plain"], 2))
+    assert "_fail_in_words" in "".join(caught.value.__notes__)
+    with pytest.raises(RuntimeError, match=r"(?s)_fail_in_words.*_LocalError: strange"):
+        list(in_processes(_fail_in_words, ["strange"], 2))
+    with pytest.raises(FileNotFoundError):  # not taken for a lost process
+        list(in_processes(os.stat, ["/nowhere"], 1))
+
+
+def _fail_in_words(word: str) -> None:
+    raise ValueError(word) if word == "plain" else _LocalError(word, 1)
+
+
+class _LocalError(Exception):
+    """Cannot be unpickled: it is made of two arguments and keeps one."""
+
+    def __init__(self, word: str, number: int) -> None:
+        super().__init__(word)
 
 
 def _die_at_zero(item: int) -> int:

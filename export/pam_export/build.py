@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, cast
@@ -74,7 +73,7 @@ def build_all(
     workers = min(workers, len(orders))
     with reporter.progress("building artifacts", len(orders)) as advance:
         built = []
-        for item in _build_in_processes(orders, workers) if workers > 1 else map(_build, orders):
+        for item in in_processes(_build, orders, workers) if workers > 1 else map(_build, orders):
             built.append(item)
             advance(note=item.plan.name)
             took = f"{item.seconds:.0f} s" if item.seconds else "taken over from the export before"
@@ -143,12 +142,3 @@ def _example(size: int) -> Pair:
 
 def _pairs(calibration: Sequence[Case]) -> list[Pair]:
     return [case.inputs() for case in calibration]
-
-
-def _build_in_processes(orders: Sequence[Order], workers: int) -> Iterator[Built]:
-    # Pickled here and by value: pools hand tensors over in shared memory, of which containers have little.
-    return map(pickle.loads, in_processes(_build_pickled, [pickle.dumps(order) for order in orders], workers))
-
-
-def _build_pickled(order: bytes) -> bytes:
-    return pickle.dumps(_build(pickle.loads(order)))
