@@ -198,7 +198,7 @@ def test_reading_takes_at_most_twice_the_size_of_the_file(tmp_path: FilePath) ->
 
 # Nothing in the package can run what a file says
 
-BETWEEN_OWN_PROCESSES = {"export/pam_export/build.py"}
+BETWEEN_OWN_PROCESSES = {"pam_mobile/workers.py"}
 """Pickles what it sends to its worker processes and what they answer; no file is involved."""
 BANNED = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
