@@ -20,6 +20,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MOST = 16
+SECONDS_TO_END = 5.0
 
 
 def worker_count() -> int:
@@ -94,9 +95,12 @@ class _Worker(Generic[Item, Result]):
         return results
 
     def end(self) -> None:
+        """Let it end by itself if it waits for work; what it does else is of no use to anybody any more."""
+        self.pipe.close()
+        if not self.busy:
+            self.process.join(SECONDS_TO_END)
         self.process.terminate()
         self.process.join()
-        self.pipe.close()
 
 
 @contextmanager
@@ -112,6 +116,8 @@ def _work(pipe: Connection, function: Callable[[Item], Result]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # A lock that a library makes here (tqdm does) has no name then, and a worker that is ended leaves none to be cleaned up.
+    multiprocessing.set_start_method("fork", force=True)
     while True:
         try:
             chunk = pickle.loads(pipe.recv_bytes())

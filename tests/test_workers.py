@@ -76,7 +76,7 @@ def _waits_for_its_pipe(pid: int | None) -> bool:
 def test_ctrl_c_at_any_moment_ends_all_processes(tmp_path: FilePath) -> None:
     """Sent to the whole group, as a terminal does, while workers start, work and write large results."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT.replace("COUNT", "10000"))
     for delay in (0.0, 0.5, 1.5, 3.0):
         with subprocess.Popen(
             [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -93,6 +93,13 @@ def test_ctrl_c_at_any_moment_ends_all_processes(tmp_path: FilePath) -> None:
             time.sleep(0.05)
 
 
+def test_the_end_of_the_work_is_as_quiet(tmp_path: FilePath) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("COUNT", "4"))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == ("begun\n", "", 0)
+
+
 def _alive(group: int) -> bool:
     try:
         os.killpg(group, 0)
@@ -102,12 +109,16 @@ def _alive(group: int) -> bool:
 
 
 SCRIPT = """
-import os
+import multiprocessing, os
 from pam_mobile.workers import in_processes
+def work(size):
+    global lock
+    lock = multiprocessing.RLock()  # as tqdm makes one
+    return os.urandom(size)
 if __name__ == "__main__":
     print("begun", flush=True)
     try:
-        for _ in in_processes(os.urandom, [1 << 22] * 10000, 2, chunk=2):
+        for _ in in_processes(work, [1 << 22] * COUNT, 2, chunk=2):
             pass
     except KeyboardInterrupt:
         print("interrupted")
