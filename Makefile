@@ -8,7 +8,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart   set up, train a small network, export it, cut out a photo (under 10 minutes)"
+	@echo "make quickstart   set up, train a small network, export it, cut out a photo (5 to 12 minutes)"
 	@echo "make test         set up and run the tests"
 	@echo "make lint types   ruff and mypy"
 	@echo "make bench        measure speed on this machine, write export/results/*.csv"
