@@ -61,6 +61,8 @@ def in_processes(
             yield from done.pop(following)
     finally:
         for worker in crew.values():
+            worker.dismiss()
+        for worker in crew.values():
             worker.end()
 
 
@@ -94,12 +96,15 @@ class _Worker(Generic[Item, Result]):
             raise error
         return results
 
-    def end(self) -> None:
-        """Let it end by itself if it waits for work; what it does else is of no use to anybody any more."""
+    def dismiss(self) -> None:
+        """A process that waits for work ends by itself; what it does else is of no use to anybody any more."""
         self.pipe.close()
-        if not self.busy:
-            self.process.join(SECONDS_TO_END)
-        self.process.terminate()
+        if self.busy:
+            self.process.terminate()
+
+    def end(self) -> None:
+        self.process.join(SECONDS_TO_END)
+        self.process.kill()
         self.process.join()
 
 

@@ -109,13 +109,14 @@ def _alive(group: int) -> bool:
 
 
 SCRIPT = """
-import multiprocessing, os
+import multiprocessing, os, signal
 from pam_mobile.workers import in_processes
 def work(size):
     global lock
     lock = multiprocessing.RLock()  # as tqdm makes one
     return os.urandom(size)
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a script
     print("begun", flush=True)
     try:
         for _ in in_processes(work, [1 << 22] * COUNT, 2, chunk=2):

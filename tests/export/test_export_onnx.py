@@ -22,7 +22,7 @@ from pam_mobile.errors import IntegrityError
 from pam_mobile.model.supernet import Supernet
 from pam_mobile.path import Path
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
@@ -142,6 +142,28 @@ def test_int8_in_the_middle_of_the_network(part: Part, model: Any, tmp_path: Fil
     assert backend["quantised_convolutions"] == len(expected) > 10
 
 
+def test_int8_pairs_of_products_fit_16_bits(part: Part, tmp_path: FilePath) -> None:
+    """So x86 without VNNI, which adds two products in 16 bits, computes what the file says, as all others do."""
+    target.build_int8([part], tmp_path / "a.onnx", INFO)
+    content = onnx.load(tmp_path / "a.onnx")
+    weights = [
+        onnx.numpy_helper.to_array(t)
+        for t in content.graph.initializer
+        if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4
+    ]
+    assert len(weights) > 10
+    for weight in weights:
+        assert 2 * 255 * abs(weight.astype(int)).max() < 1 << 15
+    inputs = cases(SIZE)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # float32 between (de)quantisations
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", options, providers=["CPUExecutionProvider"])
+    said = [torch.from_numpy(session.run(None, target._feed(*case.inputs()))[0]) for case in inputs]
+    assert compare(said, alphas_of(target.load, tmp_path / "a.onnx", inputs), EXACT).passed
+
+
 def test_int8_stays_near_and_wrong_ranges_do_not(part: Part, tmp_path: FilePath) -> None:
     """A range of activations from calibration inputs that say nothing ruins the matte: calibration is used."""
     target.build_int8([part], tmp_path / "a.onnx", INFO)
@@ -151,6 +173,6 @@ def test_int8_stays_near_and_wrong_ranges_do_not(part: Part, tmp_path: FilePath)
     target.build_int8([flat], tmp_path / "flat.onnx", INFO)
     ruined = parity(tmp_path / "flat.onnx", part.module)
     assert EXACT.mean_abs < result.mean_abs < 0.05
-    assert ruined.mean_abs > 1.5 * result.mean_abs
+    assert ruined.max_abs > 2 * result.max_abs
     with pytest.raises(ValueError, match="needs calibration inputs"):
         target.build_int8([Part(FORWARD, part.module, part.inputs)], tmp_path / "b.onnx", INFO)
