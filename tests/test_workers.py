@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import multiprocessing
 import os
@@ -27,6 +28,16 @@ def test_an_error_arrives_and_ends_all_processes() -> None:
     with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
         list(in_processes(math.sqrt, [4.0, -1.0, 9.0], 2))
     assert multiprocessing.active_children() == []
+
+
+def test_idle_workers_end_by_themselves(tmp_path: FilePath) -> None:
+    """So what a library does at exit is done: Core ML tools remove their temporary folders then."""
+    assert list(in_processes(_write_at_exit, [tmp_path / "a"], 1)) == [None]
+    assert (tmp_path / "a").exists()
+
+
+def _write_at_exit(path: FilePath) -> None:
+    atexit.register(path.touch)
 
 
 def test_who_stops_listening_ends_all_processes_at_once() -> None:

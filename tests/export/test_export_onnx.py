@@ -156,9 +156,8 @@ def test_int8_pairs_of_products_fit_16_bits(part: Part, tmp_path: FilePath) -> N
         assert 2 * 255 * abs(weight.astype(int)).max() < 1 << 15
     inputs = cases(SIZE)
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = (
-        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )  # float32 between (de)quantisations
+    # Unoptimised, every operation is computed in float32.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx", options, providers=["CPUExecutionProvider"])
     said = [torch.from_numpy(session.run(None, target._feed(*case.inputs()))[0]) for case in inputs]
     assert compare(said, alphas_of(target.load, tmp_path / "a.onnx", inputs), EXACT).passed
